@@ -48,7 +48,7 @@ class ConfigError(BrainalignError, ValueError):
 
 
 class LeakError(BrainalignError, ValueError):
-    """The same stimulus, or data chosen with knowledge of the test set, on both sides of a split."""
+    """Test data that were seen in training or in the choice of what is reported."""
 
 
 class ChecksumError(BrainalignError, OSError):

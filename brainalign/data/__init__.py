@@ -1,0 +1,1 @@
+"""What was measured: schemas, readers and writers, studies, splits, simulated recordings."""
