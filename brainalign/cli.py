@@ -1,0 +1,428 @@
+"""The command line: one thin command per step of the workflow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from brainalign import __version__
+from brainalign.errors import BrainalignError, MissingDependencyError, UnavailableError
+
+__all__ = ["main"]
+
+
+def _write_json(record: Any, path: Path) -> None:
+    from brainalign.data.store import atomic_file
+
+    with atomic_file(path) as made:
+        made.write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _model(args: argparse.Namespace) -> Any:
+    from brainalign.features import load_model
+
+    return load_model(
+        args.model,
+        weights=args.weights,
+        sha256=args.sha256,
+        options=args.options,
+        mean=args.mean,
+        std=args.std,
+        image_size=args.image_size,
+        seed=args.seed,
+    )
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from brainalign.data import studies
+
+    module = studies.get(args.study)
+    record = {
+        "study": args.study,
+        "title": module.TITLE,
+        "licence": module.LICENCE,
+        "citation": module.CITATION,
+        "bibtex": module.BIBTEX,
+    }
+    try:
+        folder = module.fetch(args.to, mirror=args.mirror, accept_terms=args.accept_terms)
+    except UnavailableError as error:
+        if not args.optional:
+            raise
+        record |= {"available": False, "reason": str(error)}
+        logging.getLogger(__name__).warning("%s is left out: %s", args.study, error)
+    else:
+        record |= {"available": True, "reason": ""}
+        print(folder)
+    if args.status:
+        _write_json(record, args.status)
+    return 0
+
+
+def _responses(args: argparse.Namespace) -> int:
+    from brainalign.data import studies
+    from brainalign.data.bundle import write_bundle
+
+    write_bundle(
+        studies.open_study(args.study, args.folder, **(args.parameters or {})),
+        args.out,
+        subjects=args.subjects,
+    )
+    return 0
+
+
+def _scenes(args: argparse.Namespace) -> int:
+    from brainalign.small_models.scenes import write_scenes
+
+    write_scenes(args.out, args.n, seed=args.seed, size=args.size)
+    return 0
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from brainalign.data.bundle import simulate_bundle
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.features import read_manifest
+
+    simulate_bundle(
+        read_manifest(args.features),
+        read_stimuli(args.stimuli),
+        args.out,
+        subjects=args.subjects,
+        seed=args.seed,
+        **(args.parameters or {}),
+    )
+    return 0
+
+
+def _layers(args: argparse.Namespace) -> int:
+    from brainalign.features import model_card
+
+    try:
+        card = model_card(_model(args), args.select)
+    except UnavailableError as error:
+        if not args.optional:
+            raise
+        card = {"model": args.model, "available": False, "reason": str(error)}
+        logging.getLogger(__name__).warning("%s is left out: %s", args.model, error)
+    if args.out:
+        _write_json(card, args.out)
+    elif card["available"]:
+        for layer, shape in card["layers"].items():
+            print(f"{layer}\t{' x '.join(map(str, shape))}")
+    return 0
+
+
+def _features(args: argparse.Namespace) -> int:
+    from brainalign.data.stimuli import index_images, read_stimuli
+    from brainalign.features import extract, write_manifest
+
+    indexed = (args.stimuli / "index.nc").is_file()
+    stimuli = read_stimuli(args.stimuli) if indexed else index_images(args.stimuli)
+    model = _model(args)
+    layers = extract(
+        model,
+        stimuli,
+        args.layers,
+        pooling=args.pooling,
+        store=args.store,
+        batch_size=args.batch_size,
+        device=args.device,
+        autocast=args.autocast,
+    )
+    write_manifest(layers, args.out)
+    return 0
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.data.store import read
+    from brainalign.encoding import encode_to
+    from brainalign.features import read_manifest
+
+    encode_to(
+        args.out,
+        read_manifest(args.features),
+        read(args.responses, "responses"),
+        stimuli=read_stimuli(args.stimuli),
+        alphas=args.alphas,
+        folds=args.folds,
+        inner=args.inner,
+        permutations=args.permutations,
+        invalid=args.invalid,
+        components=args.components,
+        minimum_ceiling=args.minimum_ceiling,
+        seed=args.seed,
+    )
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+
+    section = _ANALYSES[args.analysis](args)
+    section.id = args.id or section.id
+    section.title = args.title or section.title
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from brainalign.report.from_run import report_of_run
+
+    print(report_of_run(args.config, args.sections, args.studies, args.models, args.out))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    import subprocess
+
+    from brainalign.config import read_config, workflow_root
+
+    config = read_config(args.config)
+    try:
+        import snakemake  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The workflow needs snakemake.", 'pip install "brainalign[workflow,report,features]"'
+        ) from error
+    root = workflow_root()
+    command = [
+        *(sys.executable, "-m", "snakemake"),
+        *("--snakefile", str(root / "Snakefile"), "--configfile", str(args.config)),
+        *("--rerun-triggers", "mtime", "params", "input", "code", "--rerun-incomplete"),
+        *("--cores", str(args.cores), "--show-failed-logs", "--keep-going"),
+        *args.snakemake,
+    ]
+    # The rules call `brainalign`: the one that runs now, whatever else is on the path.
+    paths = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    finished = subprocess.run(command, env={**os.environ, "PATH": os.pathsep.join(paths)})
+    report = Path(config["output"]) / "report" / "index.html"
+    if finished.returncode == 0 and report.is_file():
+        print(f"The report is {report.resolve()}")
+    return finished.returncode
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from brainalign.config import workflow_root
+
+    args.config = workflow_root() / "configs" / "demo.yaml"
+    return _run(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from brainalign.doctor import examine
+
+    findings = examine()
+    width = max(len(f.name) for f in findings)
+    for f in findings:
+        print(f"{'!' if f.remedy else ' '} {f.name:{width}}  {f.value}")
+        if f.remedy:
+            print(f"  {'':{width}}  -> {f.remedy}")
+    return int(any(f.needed and f.remedy for f in findings))
+
+
+def _evaluate_encoding(args: argparse.Namespace) -> Any:
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.encoding import section_from_folders
+
+    return section_from_folders(
+        args.encoded,
+        data=args.data,
+        stimuli=read_stimuli(args.stimuli),
+        titles=args.models,
+        baselines=args.baselines,
+        fdr=args.fdr,
+        bootstraps=args.bootstraps,
+        seed=args.seed,
+    )
+
+
+def _evaluate_rsa(args: argparse.Namespace) -> Any:
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.evaluation import rsa_section_from_folders
+
+    return rsa_section_from_folders(
+        args.features,
+        data=args.data,
+        stimuli=read_stimuli(args.stimuli),
+        titles=args.models,
+        baselines=args.baselines,
+        bootstraps=args.bootstraps,
+        seed=args.seed,
+    )
+
+
+def _evaluate_classification(args: argparse.Namespace) -> Any:
+    from brainalign.decoding import classification
+
+    return classification.section_from_folder(args.data, seed=args.seed)
+
+
+def _evaluate_parametric(args: argparse.Namespace) -> Any:
+    from brainalign.encoding import parametric
+
+    return parametric.section_from_folder(args.data, seed=args.seed)
+
+
+_ANALYSES: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "encoding": _evaluate_encoding,
+    "rsa": _evaluate_rsa,
+    "classification": _evaluate_classification,
+    "parametric": _evaluate_parametric,
+}
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", help="e.g. open_clip:ViT-B-16/laion2b_s34b_b88k, timm:resnet50, v1"
+    )
+    parser.add_argument("--weights", help="file of weights")
+    parser.add_argument("--sha256", help="what the weights must hash to")
+    parser.add_argument("--options", type=json.loads, help="arguments of the model, as JSON")
+    parser.add_argument("--mean", type=float, nargs=3, help="pixel mean of the preprocessing")
+    parser.add_argument("--std", type=float, nargs=3, help="pixel deviation of the preprocessing")
+    parser.add_argument("--image-size", type=int, help="side of the input in pixels")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="brainalign",
+        description="How well a model's inner features explain a brain, and what a piece of brain "
+        "stands for.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--seed", type=int, default=0, help="seed of every random step")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, parents=[common], help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    p = command("fetch", _fetch, "download a study, checked by its sha256")
+    p.add_argument("study")
+    p.add_argument("--to", type=Path, help="folder; default: the cache folder")
+    p.add_argument("--mirror", help="folder or URL asked first; default: BRAINALIGN_MIRROR")
+    p.add_argument("--accept-terms", action="store_true", help="you accept the study's terms")
+    p.add_argument("--optional", action="store_true", help="succeed if it cannot be had")
+    p.add_argument("--status", type=Path, help="write here whether it could be had, as JSON")
+
+    p = command("responses", _responses, "turn a study into responses and stimuli artefacts")
+    p.add_argument("study", help="name of a study, or bids")
+    p.add_argument("--folder", type=Path, help="where it was fetched to")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--subjects", nargs="+")
+    p.add_argument("--parameters", type=json.loads, help="options of the loader, as JSON")
+
+    p = command("scenes", _scenes, "render scenes of people, bodies, places, words, food, objects")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--n", type=int, default=600)
+    p.add_argument("--size", type=int, default=64, help="side in pixels")
+
+    p = command("simulate", _simulate, "simulate subjects whose responses follow given features")
+    p.add_argument("--features", type=Path, required=True)
+    p.add_argument("--stimuli", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--subjects", nargs="+", default=["sim1"])
+    p.add_argument("--parameters", type=json.loads, help="options of the simulation, as JSON")
+
+    p = command("layers", _layers, "list the layers of a model, with their shapes")
+    _add_model_arguments(p)
+    p.add_argument("--select", nargs="+", help="names or patterns that must match")
+    p.add_argument("--optional", action="store_true", help="succeed if it cannot be had")
+    p.add_argument("--out", type=Path, help="write a model card here, as JSON")
+
+    p = command("features", _features, "extract features of images from layers of a model")
+    _add_model_arguments(p)
+    p.add_argument("--stimuli", type=Path, required=True, help="a folder of images")
+    p.add_argument("--layers", nargs="+", help="names or patterns; default: all")
+    p.add_argument("--pooling", choices=("mean", "class", "none", "flatten"), default="mean")
+    p.add_argument("--store", type=Path, required=True, help="folder of the feature store")
+    p.add_argument("--out", type=Path, required=True, help="list of the stores, as JSON")
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--autocast", choices=("bfloat16", "float16"))
+
+    p = command("encode", _encode, "fit and cross-validate encoding models of one subject")
+    p.add_argument("--features", type=Path, required=True)
+    p.add_argument("--stimuli", type=Path, required=True)
+    p.add_argument("--responses", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--alphas", type=float, nargs="+", default=[10.0**k for k in range(7)])
+    p.add_argument("--folds", type=int, default=5)
+    p.add_argument("--inner", choices=("loo", "gcv", "kfold"), default="loo")
+    p.add_argument("--permutations", type=int, default=1000)
+    p.add_argument("--invalid", choices=("raise", "exclude"), default="raise")
+    p.add_argument("--components", type=int)
+    p.add_argument("--minimum-ceiling", type=float, default=0.05)
+
+    p = command("evaluate", _evaluate, "turn results into a section of the report")
+    p.add_argument("analysis", choices=list(_ANALYSES))
+    p.add_argument("--data", type=Path, required=True, help="output of `responses`")
+    p.add_argument("--stimuli", type=Path)
+    p.add_argument("--encoded", type=Path, nargs="+", help="outputs of `encode`")
+    p.add_argument("--features", type=Path, nargs="+", help="outputs of `features`")
+    p.add_argument("--models", type=json.loads, default={}, help="titles of models, as JSON")
+    p.add_argument("--baselines", nargs="+", default=[], help="models to compare with")
+    p.add_argument("--fdr", type=float, default=0.05)
+    p.add_argument("--minimum-ceiling", type=float, default=0.05)
+    p.add_argument("--bootstraps", type=int, default=1000)
+    p.add_argument("--id")
+    p.add_argument("--title")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command("report", _report, "write the HTML report from sections")
+    p.add_argument("sections", type=Path, nargs="*")
+    p.add_argument("--config", type=Path, required=True)
+    p.add_argument("--studies", type=Path, nargs="*", default=[], help="status files of `fetch`")
+    p.add_argument("--models", type=Path, nargs="*", default=[], help="cards of `layers`")
+    p.add_argument("--out", type=Path, required=True, help="the folder to write")
+
+    for name, run, text in (
+        ("run", _run, "run the workflow of a configuration"),
+        ("demo", _demo, "run the demonstration: a few minutes, no network"),
+    ):
+        p = command(name, run, text)
+        if name == "run":
+            p.add_argument("config", type=Path)
+        p.add_argument("--cores", default="all")
+        p.add_argument("snakemake", nargs="*", help="after --: more options for snakemake")
+
+    command("doctor", _doctor, "examine the machine and say how to mend what is missing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status (2 for an error that the user can mend).
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The words after ``brainalign``; default those of the process.
+    """
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return args.run(args)
+    except (BrainalignError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"brainalign {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"brainalign {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Configurations: read, validated against ``configs/schema.yaml``, and completed with defaults."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from brainalign.errors import ConfigError, near
+
+__all__ = ["read_config", "validate_config", "workflow_root"]
+
+
+def workflow_root() -> Path:
+    """Return the folder with the Snakefile, ``workflows`` and ``configs``.
+
+    In a wheel it lies inside the package, in a checkout beside it.
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / "_workflow"
+    return inside if inside.is_dir() else package.parent
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    import yaml
+
+    text = (workflow_root() / "configs" / "schema.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def _where(path: Any) -> str:
+    return ".".join(str(p) for p in path) or "the top level"
+
+
+def _message(error: Any) -> str:
+    """Return what is wrong and where, with the nearest known key or value for a typo."""
+    where = _where(error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = [k for k in error.instance if k not in known]
+        return f"unknown key {unknown[0]!r} at {where}.{near(unknown[0], known)}"
+    if error.validator == "required":
+        missing = [k for k in error.validator_value if k not in error.instance]
+        return f"key {missing[0]!r} is missing at {where}.{near(missing[0], error.instance)}"
+    if error.validator == "enum":
+        known = [str(v) for v in error.validator_value]
+        return (
+            f"{error.instance!r} at {where} is not one of {', '.join(known)}."
+            f"{near(str(error.instance), known)}"
+        )
+    return f"{error.message} at {where}."
+
+
+def _fill(instance: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
+    if "$ref" in schema:
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+    if not isinstance(instance, dict):
+        return
+    for key, sub in schema.get("properties", {}).items():
+        if key not in instance and "default" in sub:
+            instance[key] = copy.deepcopy(sub["default"])
+        if key in instance:
+            _fill(instance[key], sub, root)
+    others = schema.get("additionalProperties")
+    if isinstance(others, Mapping):
+        for key in instance:
+            if key not in schema.get("properties", {}):
+                _fill(instance[key], others, root)
+
+
+def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration with defaults filled in.
+
+    Parameters
+    ----------
+    config : mapping
+        As read from YAML.
+
+    Returns
+    -------
+    dict
+        A completed copy.
+
+    Raises
+    ------
+    ConfigError
+        Naming every key or value at fault, with the nearest known name.
+    """
+    import jsonschema
+
+    completed = copy.deepcopy(dict(config))
+    schema = _schema()
+    validator = jsonschema.Draft202012Validator(schema)
+    messages = [_message(e) for e in sorted(validator.iter_errors(completed), key=str)]
+    if messages:
+        raise ConfigError(
+            "The configuration cannot be used: " + " ".join(messages),
+            "configs/schema.yaml describes every key.",
+        )
+    _fill(completed, schema, schema)
+    for name, study in completed["studies"].items():
+        study.setdefault("title", name)
+        study.setdefault("models", list(completed["models"]))
+        unknown = [m for m in study["models"] if m not in completed["models"]]
+        if unknown:
+            raise ConfigError(
+                f"The study {name!r} names the model {unknown[0]!r}, which is not under models."
+                f"{near(unknown[0], completed['models'])}"
+            )
+    for name, model in completed["models"].items():
+        model.setdefault("title", name)
+    return completed
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read and validate a YAML configuration.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is not YAML, or does not follow the schema.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        folder = workflow_root() / "configs"
+        known = sorted(p.name for p in folder.glob("*.yaml") if p.name != "schema.yaml")
+        raise ConfigError(
+            f"There is no configuration {path}.{near(path.name, known)}",
+            f"Shipped in {folder}: {', '.join(known)}.",
+        )
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds no mapping of keys to values.")
+    return validate_config(config)

@@ -1,0 +1,93 @@
+# What several rules need: options for commands, resources, and which sources could be had.
+
+import json
+import os
+import shlex
+
+STUDIES = config["studies"]
+MODELS = config["models"]
+
+# mem_mb and runtime (minutes) are sized for one NSD subject; `resources` of the configuration overrides them by rule.
+DEFAULT_RESOURCES = {
+    "fetch": {"mem_mb": 1000, "runtime": 720, "threads": 1},
+    "model": {"mem_mb": 4000, "runtime": 60, "threads": 1},
+    "scenes": {"mem_mb": 1000, "runtime": 30, "threads": 1},
+    "responses": {"mem_mb": 16000, "runtime": 120, "threads": 1},
+    "simulate": {"mem_mb": 8000, "runtime": 60, "threads": 1},
+    "features": {"mem_mb": 16000, "runtime": 480, "threads": 4},
+    "encode": {"mem_mb": 32000, "runtime": 480, "threads": 4},
+    "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1},
+    "report": {"mem_mb": 4000, "runtime": 30, "threads": 1},
+    "small_clip": {"mem_mb": 4000, "runtime": 240, "threads": 2},
+}
+
+
+wildcard_constraints:
+    study="|".join(STUDIES),
+    model="|".join(MODELS) or "none",
+    subject="[A-Za-z0-9]+",
+    analysis="encoding|rsa|classification|parametric",
+
+
+def resource(rule_name, key):
+    return {**DEFAULT_RESOURCES[rule_name], **config["resources"].get(rule_name, {})}.get(key, 0)
+
+
+def options(**settings):
+    """Command-line options: lists are repeated words, mappings JSON, None and False are left out."""
+    words = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if isinstance(value, (list, tuple)):
+            words.extend(map(str, value))
+        elif isinstance(value, dict):
+            words.append(json.dumps(value, sort_keys=True))
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def model_options(model):
+    keys = ("weights", "sha256", "options", "mean", "std", "image_size")
+    chosen = {k: MODELS[model][k] for k in keys if MODELS[model].get(k)}
+    return shlex.quote(MODELS[model]["name"]) + " " + options(seed=config["seed"], **chosen)
+
+
+def study_available(study):
+    """Whether an optional study could be had; asks the checkpoint, so the graph waits for it."""
+    if STUDIES[study]["loader"] in ("simulated", "bids"):
+        return True
+    with checkpoints.fetch.get(study=study).output.status.open() as status:
+        return json.load(status)["available"]
+
+
+def model_available(model):
+    with checkpoints.model.get(model=model).output.card.open() as card:
+        return json.load(card)["available"]
+
+
+def models_of(study):
+    return [m for m in STUDIES[study]["models"] if model_available(m)]
+
+
+def studies_with(loader=None, analysis=None):
+    return [
+        name
+        for name, s in STUDIES.items()
+        if (loader is None or s["loader"] == loader)
+        and (analysis is None or analysis in s["analyses"])
+    ]
+
+
+def stimuli_source(study):
+    """The artefact that holds a study's images, and the folder inside it."""
+    if STUDIES[study]["loader"] == "simulated":
+        return f"{OUT}/studies/{study}/stimuli"
+    return f"{OUT}/studies/{study}/data"
+
+
+def stimuli_folder(study):
+    source = stimuli_source(study)
+    return source if STUDIES[study]["loader"] == "simulated" else f"{source}/stimuli"

@@ -1,0 +1,35 @@
+# What a model computes for a study's stimuli. The features themselves lie in a store keyed by content, so that nothing is computed
+# twice; a rule's output is the list of the stores, one a layer.
+
+
+rule features:
+    input:
+        card=OUT + "/models/{model}.json",
+        stimuli=lambda w: stimuli_source(w.study),
+    output:
+        OUT + "/features/{study}/{model}.json",
+    log:
+        OUT + "/logs/features/{study}-{model}.log",
+    benchmark:
+        OUT + "/benchmarks/features/{study}-{model}.tsv"
+    params:
+        model=lambda w: model_options(w.model),
+        folder=lambda w: stimuli_folder(w.study),
+        store=OUT + "/features/store",
+        options=lambda w: options(
+            layers=MODELS[w.model]["layers"],
+            pooling=MODELS[w.model]["pooling"],
+            autocast=config["features"]["autocast"],
+        ),
+        # How it is computed, not what: no reason to compute again.
+        how=options(
+            batch_size=config["features"]["batch_size"], device=config["features"]["device"]
+        ),
+    threads: resource("features", "threads")
+    resources:
+        mem_mb=resource("features", "mem_mb"),
+        runtime=resource("features", "runtime"),
+        gpu=resource("features", "gpu"),
+    shell:
+        "brainalign features {params.model} --stimuli {params.folder} --store {params.store}"
+        " --out {output} {params.options} {params.how} 2> {log}"

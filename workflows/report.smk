@@ -1,0 +1,37 @@
+# The report, from the sections of every study that could be had.
+
+
+def sections(wildcards):
+    return [
+        f"{OUT}/sections/{study}-{analysis}"
+        for study, s in STUDIES.items()
+        if study_available(study)
+        for analysis in s["analyses"]
+    ]
+
+
+rule report:
+    input:
+        sections=sections,
+        studies=[f"{OUT}/studies/{s}/fetched.json" for s in STUDIES
+                 if STUDIES[s]["loader"] not in ("simulated", "bids")],
+        models=[f"{OUT}/models/{m}.json" for m in MODELS],
+        config=workflow.configfiles[0],
+    output:
+        report(
+            OUT + "/report/index.html",
+            caption="captions/report.rst",
+            category="Report",
+        ),
+        zipped=OUT + "/report.zip",
+    log:
+        OUT + "/logs/report.log",
+    benchmark:
+        OUT + "/benchmarks/report.tsv"
+    threads: resource("report", "threads")
+    resources:
+        mem_mb=resource("report", "mem_mb"),
+        runtime=resource("report", "runtime"),
+    shell:
+        "brainalign report {input.sections} --config {input.config} --studies {input.studies}"
+        " --models {input.models} --out {output.zipped} 2> {log}"
