@@ -1,6 +1,7 @@
-"""brainalign: how well a model's inner features explain a brain, and what a piece of brain stands for.
+"""How well a model's inner features explain a brain, and what a piece of brain stands for.
 
-The rooms (`data`, `features`, `evaluation`, `linear`, `encoding`, `decoding`, `report`) are imported on first use.
+The rooms (`data`, `features`, `evaluation`, `linear`, `encoding`, `decoding`, `report`) load on
+first use.
 """
 
 from importlib import import_module

@@ -57,13 +57,15 @@ def model_options(model):
 
 def study_available(study):
     """Whether an optional study could be had; asks the checkpoint, so the graph waits for it."""
-    if STUDIES[study]["loader"] in ("simulated", "bids"):
+    if not STUDIES[study]["optional"]:
         return True
     with checkpoints.fetch.get(study=study).output.status.open() as status:
         return json.load(status)["available"]
 
 
 def model_available(model):
+    if not MODELS[model]["optional"]:
+        return True
     with checkpoints.model.get(model=model).output.card.open() as card:
         return json.load(card)["available"]
 

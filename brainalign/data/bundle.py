@@ -12,8 +12,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from brainalign.data.store import atomic_dir, read, write
 from brainalign.data.stimuli import read_stimuli
+from brainalign.data.store import atomic_dir, read, write
 from brainalign.data.studies import Study
 from brainalign.errors import UnknownNameError, near
 

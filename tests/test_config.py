@@ -1,0 +1,88 @@
+"""Configurations: typos are named with the nearest key, defaults are filled in."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+
+from brainalign.config import read_config, validate_config, workflow_root
+from brainalign.errors import ConfigError
+
+CONFIG = {
+    "title": "t",
+    "question": "q?",
+    "output": "out",
+    "studies": {"sim": {"loader": "simulated", "analyses": ["encoding"]}},
+    "models": {"v1": {"name": "v1", "layers": ["*"]}},
+}
+
+
+def changed(path, value):
+    config = copy.deepcopy(CONFIG)
+    place = config
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    return config
+
+
+def test_defaults_are_filled_in_and_the_input_is_untouched():
+    before = copy.deepcopy(CONFIG)
+    config = validate_config(CONFIG)
+    assert before == CONFIG
+    assert config["seed"] == 0
+    assert config["encoding"]["folds"] == 5
+    assert config["studies"]["sim"]["models"] == ["v1"]
+    assert config["studies"]["sim"]["optional"] is False
+    assert config["models"]["v1"]["pooling"] == "mean"
+    assert validate_config(config) == config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("encodings",), {}, "unknown key 'encodings' at the top level. Did you mean 'encoding'"),
+        (("encoding", "alpha"), [1], "unknown key 'alpha' at encoding. Did you mean 'alphas'"),
+        (("encoding", "folds"), 1, "at encoding.folds"),
+        (("encoding", "inner"), "lo", "Did you mean 'loo'"),
+        (("studies", "sim", "loader"), "kay2071", "Did you mean 'kay2017'"),
+        (("studies", "sim", "models"), ["v2"], "Did you mean 'v1'"),
+        (("models", "v1", "layer"), ["*"], "'layer' at models.v1. Did you mean 'layers'"),
+        (("studies", "a b"), {"loader": "simulated", "analyses": ["rsa"]}, "a b"),
+    ],
+)
+def test_a_fault_is_named_with_the_nearest_known_name(path, value, message):
+    with pytest.raises(ConfigError) as caught:
+        validate_config(changed(path, value))
+    assert message in str(caught.value)
+
+
+def test_a_missing_key_is_named():
+    config = copy.deepcopy(CONFIG)
+    del config["question"]
+    with pytest.raises(ConfigError, match="'question' is missing"):
+        validate_config(config)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'demo.yaml'"):
+        read_config(tmp_path / "dmo.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_config(bad)
+    bad.write_text("- a")
+    with pytest.raises(ConfigError, match="no mapping"):
+        read_config(bad)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in (workflow_root() / "configs").glob("*.yaml") if p.name != "schema.yaml"],
+    ids=lambda p: p.name,
+)
+def test_shipped_configurations_are_valid(path):
+    assert read_config(path)["title"]
+    assert yaml.safe_load(path.read_text())["output"].startswith("results/")
