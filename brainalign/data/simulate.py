@@ -914,7 +914,10 @@ def _own_weights(plan: _Plan, stream: int, rows: NDArray, x: NDArray, used: NDAr
 
 
 def _noise(plan: _Plan, start: int, stop: int) -> NDArray:
-    """Return the noise of neuroids start to stop; a kernel sums in the order of neuroids."""
+    """Return the noise of neuroids start to stop.
+
+    A kernel sums over fixed blocks of neuroids, so that rounding does not depend on the chunk.
+    """
     n_rows = len(plan.stimulus)
 
     def white(neuroid: int) -> NDArray:
@@ -929,9 +932,18 @@ def _noise(plan: _Plan, start: int, stop: int) -> NDArray:
         return out * sd
     kernel = _kernel(plan, start, stop)
     smooth = np.zeros((stop - start, n_rows), dtype=np.float32)
-    for j in np.flatnonzero(np.diff(kernel.indptr)):
-        part = slice(kernel.indptr[j], kernel.indptr[j + 1])
-        smooth[kernel.indices[part]] += kernel.data[part, None] * white(int(j))
+    for first in range(0, plan.n_neuroids, _BLOCK):
+        last = min(first + _BLOCK, plan.n_neuroids)
+        part = kernel.indptr[first : last + 1]
+        columns = np.flatnonzero(np.diff(part))
+        if len(columns) == 0:
+            continue
+        inside = slice(part[0], part[-1])
+        rows, row = np.unique(kernel.indices[inside], return_inverse=True)
+        column = np.repeat(np.arange(len(columns)), np.diff(part)[columns])
+        block = csr_array((kernel.data[inside], (row, column)), shape=(len(rows), len(columns)))
+        block.sort_indices()
+        smooth[rows] += block @ np.stack([white(first + int(c)) for c in columns])
     return np.ascontiguousarray((smooth * sd[:, None]).T)
 
 
