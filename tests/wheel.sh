@@ -13,6 +13,18 @@ unset PYTHONPATH PYTHONHOME
   { cat "$work/build.log"; exit 1; }
 ls -l "$work"/dist
 
+# Every tracked file of the package and of the workflow is in the wheel.
+if [ -e "$root/.git" ]; then
+  git -C "$root" ls-files brainalign Snakefile workflows configs |
+    sed -E 's,^(Snakefile|workflows/|configs/),brainalign/_workflow/\1,' | sort >"$work/tracked"
+  "$python" -m zipfile -l "$work"/dist/*.whl | awk 'NR > 1 { print $1 }' | sort >"$work/shipped"
+  missing=$(comm -23 "$work/tracked" "$work/shipped")
+  if [ -n "$missing" ]; then
+    printf 'Tracked, but not in the wheel:\n%s\n' "$missing" >&2
+    exit 1
+  fi
+fi
+
 "$python" -m venv --without-pip "$work/venv"
 "$python" -m pip --quiet --python "$work/venv/bin/python" install --no-deps --no-index "$work"/dist/*.whl
 packages='import sysconfig; print(sysconfig.get_path("purelib"))'
