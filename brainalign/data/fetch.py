@@ -28,7 +28,7 @@ from brainalign.errors import ChecksumError, ConfigError, UnavailableError
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["RemoteFile", "fetch_files", "verify_files"]
+__all__ = ["RemoteFile", "fetch_files", "mirror_folder", "verify_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def fetch_files(
             raise ConfigError(f"Registry of {study}: {name!r} is not a path inside the folder.")
     folder = Path(folder).expanduser().absolute()
     paths = [folder / name for name in files]
-    mirror_folder, mirror_url = _mirror(mirror)
+    local, mirror_url = _mirror(mirror)
 
     if not (missing := _missing(files, folder)):
         return paths
@@ -146,11 +146,9 @@ def fetch_files(
             missing = _missing(files, folder)
             reasons: dict[str, list[str]] = {name: [] for name in missing}
             for name in missing:
-                _remove_wrong(folder / name, mirror_folder, study, name)
-            if mirror_folder is not None:
-                missing = _link_all(
-                    files, missing, mirror_folder / study, folder, reasons, progress
-                )
+                _remove_wrong(folder / name, local, study, name)
+            if local is not None:
+                missing = _link_all(files, missing, local / study, folder, reasons, progress)
             if missing:
                 require_disk(folder, sum(files[name].bytes for name in missing))
                 _download_all(
@@ -217,6 +215,12 @@ def verify_files(
         )
     with contextlib.suppress(OSError):
         _stamp(folder, chosen)
+
+
+def mirror_folder() -> Path | None:
+    """Return the folder that `BRAINALIGN_MIRROR` names, or None if it names none or a URL."""
+    folder, _ = _mirror(None)
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _some(names: list[str]) -> str:
@@ -293,12 +297,12 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _remove_wrong(path: Path, mirror_folder: Path | None, study: str, name: str) -> None:
+def _remove_wrong(path: Path, mirror: Path | None, study: str, name: str) -> None:
     if not (path.is_symlink() or path.exists()):
         return
-    if mirror_folder is not None and not path.is_symlink():
+    if mirror is not None and not path.is_symlink():
         # Fetching into the mirror itself: its file is not ours to remove.
-        twin = mirror_folder / study / name
+        twin = mirror / study / name
         if twin.parent.resolve() / twin.name == path.parent.resolve() / path.name:
             return
     if path.is_file():

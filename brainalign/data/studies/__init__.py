@@ -33,6 +33,7 @@ __all__ = [
     "names",
     "open_study",
     "read_registry",
+    "references",
 ]
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,13 @@ def read_registry(name: str) -> dict[str, RemoteFile]:
         file, path, size, sha256 = row.split("\t")
         registry[file] = RemoteFile(sha256, base + (path or file), int(size))
     return registry
+
+
+def references(module: ModuleType) -> dict[str, str]:
+    """Return the BibTeX entries of a study by key."""
+    entries = ["@" + e.strip() for e in module.BIBTEX.split("\n@") if e.strip()]
+    entries = [e.replace("@@", "@") for e in entries]
+    return {e.partition("{")[2].partition(",")[0].strip(): e for e in entries}
 
 
 def fetch_study(
