@@ -51,7 +51,8 @@ def _fetch(args: argparse.Namespace) -> int:
         "bibtex": module.BIBTEX,
     }
     try:
-        folder = module.fetch(args.to, mirror=args.mirror, accept_terms=args.accept_terms)
+        _use_data_home(args.data)
+        folder = module.fetch(mirror=args.mirror, accept_terms=args.accept_terms)
     except UnavailableError as error:
         if not args.optional:
             raise
@@ -65,15 +66,23 @@ def _fetch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _responses(args: argparse.Namespace) -> int:
-    from brainalign.data import studies
-    from brainalign.data.bundle import write_bundle
+def _use_data_home(folder: Path | None) -> None:
+    if folder is not None:
+        os.environ["BRAINALIGN_DATA"] = str(folder)
 
-    write_bundle(
-        studies.open_study(args.study, args.folder, **(args.parameters or {})),
-        args.out,
-        subjects=args.subjects,
-    )
+
+def _responses(args: argparse.Namespace) -> int:
+    from brainalign.data import bids, studies
+    from brainalign.data.bundle import write_bundle
+    from brainalign.data.store import provenance
+
+    _use_data_home(args.data)
+    if args.study == "bids":
+        study = bids.load_study(subjects=args.subjects, **args.parameters)
+    else:
+        study = studies.get(args.study).load(**args.parameters)
+    settings = {"study": args.study, "parameters": args.parameters}
+    write_bundle(study, args.out, subjects=args.subjects, provenance=provenance(config=settings))
     return 0
 
 
@@ -85,18 +94,21 @@ def _scenes(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from brainalign.data.bundle import simulate_bundle
+    from brainalign.data.bundle import write_bundle
+    from brainalign.data.simulate import simulate_study
     from brainalign.data.stimuli import read_stimuli
+    from brainalign.data.store import provenance
     from brainalign.features import read_manifest
 
-    simulate_bundle(
+    study = simulate_study(
         read_manifest(args.features),
         read_stimuli(args.stimuli),
-        args.out,
         subjects=args.subjects,
         seed=args.seed,
-        **(args.parameters or {}),
+        **args.parameters,
     )
+    made_by = provenance(config=args.parameters, inputs=[args.features], seed=args.seed)
+    write_bundle(study, args.out, provenance=made_by)
     return 0
 
 
@@ -311,7 +323,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("fetch", _fetch, "download a study, checked by its sha256")
     p.add_argument("study")
-    p.add_argument("--to", type=Path, help="folder; default: the cache folder")
+    p.add_argument("--data", type=Path, help="folder for studies; default: the cache folder")
     p.add_argument("--mirror", help="folder or URL asked first; default: BRAINALIGN_MIRROR")
     p.add_argument("--accept-terms", action="store_true", help="you accept the study's terms")
     p.add_argument("--optional", action="store_true", help="succeed if it cannot be had")
@@ -319,10 +331,10 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("responses", _responses, "turn a study into responses and stimuli artefacts")
     p.add_argument("study", help="name of a study, or bids")
-    p.add_argument("--folder", type=Path, help="where it was fetched to")
+    p.add_argument("--data", type=Path, help="folder for studies; default: the cache folder")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--subjects", nargs="+")
-    p.add_argument("--parameters", type=json.loads, help="options of the loader, as JSON")
+    p.add_argument("--parameters", type=json.loads, default={}, help="of the loader, as JSON")
 
     p = command("scenes", _scenes, "render scenes of people, bodies, places, words, food, objects")
     p.add_argument("--out", type=Path, required=True)
@@ -334,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--stimuli", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--subjects", nargs="+", default=["sim1"])
-    p.add_argument("--parameters", type=json.loads, help="options of the simulation, as JSON")
+    p.add_argument("--parameters", type=json.loads, default={}, help="of the simulation, as JSON")
 
     p = command("layers", _layers, "list the layers of a model, with their shapes")
     _add_model_arguments(p)
@@ -351,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="list of the stores, as JSON")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--device", default="auto")
-    p.add_argument("--autocast", choices=("bfloat16", "float16"))
+    p.add_argument("--autocast", choices=("bf16", "fp16"))
 
     p = command("encode", _encode, "fit and cross-validate encoding models of one subject")
     p.add_argument("--features", type=Path, required=True)

@@ -11,7 +11,7 @@ checkpoint fetch:
     params:
         loader=lambda w: STUDIES[w.study]["loader"],
         options=lambda w: options(
-            to=config["data"],
+            data=config["data"],
             mirror=os.environ.get("BRAINALIGN_MIRROR"),
             optional=STUDIES[w.study]["optional"],
             accept_terms=config["accept_terms"],

@@ -20,7 +20,7 @@ rule responses:
     params:
         loader=lambda w: STUDIES[w.study]["loader"],
         options=lambda w: options(
-            folder=config["data"],
+            data=config["data"],
             subjects=STUDIES[w.study].get("subjects"),
             parameters=STUDIES[w.study]["parameters"] or None,
         ),

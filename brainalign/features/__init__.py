@@ -14,6 +14,9 @@ _HOME = {
     "find_weights": "models",
     "list_layers": "models",
     "load_model": "models",
+    "model_card": "manifest",
+    "read_manifest": "manifest",
+    "write_manifest": "manifest",
     "zero_shot": "zeroshot",
 }
 
