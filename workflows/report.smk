@@ -23,15 +23,17 @@ rule report:
             caption="captions/report.rst",
             category="Report",
         ),
-        zipped=OUT + "/report.zip",
+        zipped=OUT + "/report/report.zip",
     log:
         OUT + "/logs/report.log",
     benchmark:
         OUT + "/benchmarks/report.tsv"
+    params:
+        folder=OUT + "/report",
     threads: resource("report", "threads")
     resources:
         mem_mb=resource("report", "mem_mb"),
         runtime=resource("report", "runtime"),
     shell:
         "brainalign report {input.sections} --config {input.config} --studies {input.studies}"
-        " --models {input.models} --out {output.zipped} 2> {log}"
+        " --models {input.models} --out {params.folder} 2> {log}"
