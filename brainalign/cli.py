@@ -95,12 +95,12 @@ def _scenes(args: argparse.Namespace) -> int:
 
 def _simulate(args: argparse.Namespace) -> int:
     from brainalign.data.bundle import write_bundle
-    from brainalign.data.simulate import simulate_study
     from brainalign.data.stimuli import read_stimuli
     from brainalign.data.store import provenance
+    from brainalign.data.studies import simulated
     from brainalign.features import read_manifest
 
-    study = simulate_study(
+    study = simulated.load(
         read_manifest(args.features),
         read_stimuli(args.stimuli),
         subjects=args.subjects,
