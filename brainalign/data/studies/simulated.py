@@ -1,4 +1,4 @@
-"""Simulated subjects as a study: their responses follow given features, and the truth is an extra."""
+"""Simulated subjects as a study: responses follow given features; the truth is an extra."""
 
 from __future__ import annotations
 
