@@ -1,0 +1,43 @@
+"""How good a prediction is, how good it could be, and how sure that is. Nothing here refits."""
+
+from brainalign.evaluation.ceilings import (
+    leave_one_subject_out,
+    ncsnr,
+    noise_ceiling,
+    normalised_score,
+    simulated_ceiling,
+    split_half,
+)
+from brainalign.evaluation.cka import linear_cka
+from brainalign.evaluation.scores import pearson_r, r2, undefined
+from brainalign.evaluation.significance import (
+    PermutationTest,
+    bootstrap_ci,
+    bootstrap_counts,
+    bootstrap_r,
+    fdr,
+    max_statistic_p,
+    permutation_p,
+    permutation_test,
+)
+
+__all__ = [
+    "PermutationTest",
+    "bootstrap_ci",
+    "bootstrap_counts",
+    "bootstrap_r",
+    "fdr",
+    "leave_one_subject_out",
+    "linear_cka",
+    "max_statistic_p",
+    "ncsnr",
+    "noise_ceiling",
+    "normalised_score",
+    "pearson_r",
+    "permutation_p",
+    "permutation_test",
+    "r2",
+    "simulated_ceiling",
+    "split_half",
+    "undefined",
+]

@@ -1,0 +1,320 @@
+"""Noise ceilings: the best score that any model could reach on data of this quality."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from brainalign.errors import ConfigError, SchemaError
+
+__all__ = [
+    "SubjectCeiling",
+    "leave_one_subject_out",
+    "ncsnr",
+    "noise_ceiling",
+    "normalised_score",
+    "repeat_counts",
+    "simulated_ceiling",
+    "split_half",
+]
+
+
+class SubjectCeiling(NamedTuple):
+    """Lower and upper bound of the ceiling of a group, in units of Pearson r."""
+
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+
+
+def ncsnr(responses: ArrayLike, stimulus_id: ArrayLike) -> NDArray[np.float64]:
+    r"""Noise-ceiling signal-to-noise ratio of each neuroid, from repeated stimuli.
+
+    .. math:: \mathrm{ncsnr} = \sigma_s / \sigma_n, \qquad
+              \hat\sigma_s^2 = \max(0, \mathrm{Var}_s[\bar y_s] - \hat\sigma_n^2 \, \overline{1/k})
+
+    with the noise variance pooled over the stimuli shown more than once, and ``k`` the repeats.
+
+    Parameters
+    ----------
+    responses : array-like, shape (n_presentations, n_neuroids)
+        Single presentations.
+    stimulus_id : array-like, shape (n_presentations,)
+        Stimulus of each presentation.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids,)
+        At least 0; infinite where repeats are identical and stimuli differ; NaN where all values
+        are equal.
+
+    Raises
+    ------
+    SchemaError
+        If no stimulus is repeated.
+
+    References
+    ----------
+    Allen et al. (2022), Nature Neuroscience 25, 116-126, Methods, "Noise ceiling estimation".
+    """
+    y = _matrix(responses)
+    index, count = _index(stimulus_id, len(y))
+    if (count < 2).all():
+        raise SchemaError(
+            f"No stimulus is repeated among {len(y)} presentations: there is no noise estimate.",
+            "Pass an ncsnr coordinate, or a ceiling, if one is known.",
+        )
+    if len(count) < 2:
+        raise SchemaError("Signal variance needs at least two stimuli; there is one.")
+    mean = _group_mean(y, index, count)
+    noise = ((y - mean[index]) ** 2).sum(axis=0) / (count - 1).sum()
+    signal = np.maximum(0, mean.var(axis=0, ddof=1) - noise * np.mean(1 / count))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.sqrt(signal / noise))
+
+
+def noise_ceiling(ncsnr: ArrayLike, repeats: ArrayLike) -> NDArray[np.float64]:
+    r"""Largest r^2 that a model can reach with the mean of `repeats` presentations.
+
+    .. math:: \mathrm{NC} = \frac{\mathrm{ncsnr}^2}{\mathrm{ncsnr}^2 + \overline{1/k}}
+
+    Parameters
+    ----------
+    ncsnr : array-like, shape (n_neuroids,)
+        Signal-to-noise ratio of single presentations.
+    repeats : int or array-like, shape (n_stimuli,)
+        ``k``, presentations averaged per stimulus; where stimuli differ, the mean of 1/k counts.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids,)
+        Between 0 and 1.
+
+    References
+    ----------
+    Allen et al. (2022), Nature Neuroscience 25, 116-126, Methods, "Noise ceiling estimation".
+    """
+    k = np.asarray(repeats, dtype=np.float64)
+    if k.size == 0 or not (k > 0).all():
+        raise ConfigError(f"repeats must be above 0; got {repeats!r}.")
+    squared = np.asarray(ncsnr, dtype=np.float64) ** 2
+    noise = np.mean(1 / k)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(squared), 1.0, squared / (squared + noise))
+
+
+def split_half(
+    responses: ArrayLike, stimulus_id: ArrayLike, *, n_splits: int = 50, seed: int = 0
+) -> NDArray[np.float64]:
+    r"""Reliability of the mean over repeats, by random halves with Spearman-Brown correction.
+
+    .. math:: \rho = \frac{2 \bar r}{1 + \bar r}
+
+    ``r`` is the correlation over stimuli between the means of two random halves of the repeats.
+    The reliability estimates the largest r^2 a model can reach, as `noise_ceiling` does.
+
+    Parameters
+    ----------
+    responses : array-like, shape (n_presentations, n_neuroids)
+        Single presentations. Stimuli shown once are left out; of an odd number of repeats, one
+        (drawn at random) is left out.
+    stimulus_id : array-like, shape (n_presentations,)
+        Stimulus of each presentation.
+    n_splits : int
+        Random splits to average r over.
+    seed : int
+        Seed of the splits.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids,)
+        Negative estimates are 0.
+
+    Raises
+    ------
+    SchemaError
+        If fewer than three stimuli are repeated.
+    """
+    y = _matrix(responses)
+    index, count = _index(stimulus_id, len(y))
+    rows = [np.flatnonzero(index == s) for s in np.flatnonzero(count >= 2)]
+    if len(rows) < 3:
+        raise SchemaError(f"Split-half needs at least 3 repeated stimuli; there are {len(rows)}.")
+    rng = np.random.default_rng(seed)
+    total = np.zeros(y.shape[1])
+    for _ in range(n_splits):
+        halves = np.empty((2, len(rows), y.shape[1]))
+        for s, members in enumerate(rows):
+            drawn = rng.permutation(members)
+            half = len(drawn) // 2
+            halves[0, s] = y[drawn[:half]].mean(axis=0)
+            halves[1, s] = y[drawn[half : 2 * half]].mean(axis=0)
+        total += _correlate(halves[0], halves[1])
+    r = total / n_splits
+    return np.asarray(np.clip(2 * r / (1 + np.maximum(r, 0)), 0, 1))
+
+
+def leave_one_subject_out(responses: ArrayLike) -> SubjectCeiling:
+    """Ceiling of a group: how well the other subjects predict each subject.
+
+    Parameters
+    ----------
+    responses : array-like, shape (n_subjects, n_stimuli, n_neuroids)
+        Responses of each subject to the same stimuli in the same units of measurement (voxels of
+        a common space, ROI means, RDM entries as stimuli).
+
+    Returns
+    -------
+    SubjectCeiling
+        `lower`: mean correlation of each subject with the mean of the others; `upper`: with the
+        mean of all, the subject included. Both have shape (n_neuroids,).
+
+    Raises
+    ------
+    SchemaError
+        With fewer than two subjects.
+
+    References
+    ----------
+    Nili et al. (2014), PLoS Computational Biology 10, e1003553.
+    """
+    y = np.asarray(responses, dtype=np.float64)
+    if y.ndim == 2:
+        y = y[:, :, None]
+    if y.ndim != 3 or len(y) < 2:
+        raise SchemaError(
+            "Expected (n_subjects, n_stimuli, n_neuroids) with at least two subjects; got "
+            f"{np.shape(responses)}."
+        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = (y - y.mean(axis=1, keepdims=True)) / y.std(axis=1, keepdims=True)
+    total = z.sum(axis=0)
+    lower = np.mean([_correlate(s, (total - s) / (len(z) - 1)) for s in z], axis=0)
+    upper = np.mean([_correlate(s, total / len(z)) for s in z], axis=0)
+    return SubjectCeiling(lower, upper)
+
+
+def simulated_ceiling(
+    data: ArrayLike,
+    standard_error: ArrayLike,
+    *,
+    n_simulations: int = 10_000,
+    relative_to: str = "zero",
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    r"""Largest expected R^2 given the standard errors of the data, by simulation.
+
+    Signals are drawn from a normal distribution with the mean of the data and the variance
+    :math:`\max(0, \mathrm{Var}[y] - \overline{se^2})`; noise with the standard error of each
+    value is added; the ceiling is the median R^2 of the signal as prediction of signal + noise.
+
+    Parameters
+    ----------
+    data : array-like, shape (n_stimuli, n_neuroids) or (n_stimuli,)
+        Mean responses.
+    standard_error : array-like, same shape
+        Their standard errors, same unit.
+    n_simulations : int
+        Number of simulated data sets.
+    relative_to : {"zero", "mean"}
+        What R^2 compares with: ``1 - SS(y - signal) / SS(y)``, or about the mean of y.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids,)
+        At most 1.
+
+    References
+    ----------
+    Kay & Yeatman (2017), eLife 6, e22341, Methods, "Noise ceiling".
+    """
+    y = _matrix(data)
+    se = _matrix(standard_error)
+    if y.shape != se.shape:
+        raise SchemaError(f"data has shape {y.shape}, standard_error {se.shape}.")
+    if relative_to not in ("zero", "mean"):
+        raise ConfigError(f"relative_to is {relative_to!r}; expected 'zero' or 'mean'.")
+    rng = np.random.default_rng(seed)
+    out = np.empty(y.shape[1])
+    for t in range(y.shape[1]):
+        spread = np.sqrt(max(0.0, y[:, t].var(ddof=1) - np.mean(se[:, t] ** 2)))
+        signal = y[:, t].mean() + spread * rng.standard_normal((n_simulations, len(y)))
+        noise = se[:, t] * rng.standard_normal(signal.shape)
+        simulated = signal + noise
+        if relative_to == "mean":
+            simulated = simulated - simulated.mean(axis=1, keepdims=True)
+        out[t] = np.median(1 - (noise**2).sum(axis=1) / (simulated**2).sum(axis=1))
+    return out
+
+
+def normalised_score(
+    r: ArrayLike, ceiling: ArrayLike, *, threshold: float = 0.1
+) -> tuple[NDArray[np.float64], int]:
+    r"""Share of the explainable variance that is explained.
+
+    .. math:: \mathrm{normalised} = \mathrm{sign}(r) \, r^2 / \mathrm{NC}
+
+    The sign is kept, so that predictions that go the wrong way do not raise an average.
+
+    Parameters
+    ----------
+    r : array-like, shape (..., n_neuroids)
+        Pearson r between measured and predicted responses.
+    ceiling : array-like, shape (n_neuroids,)
+        Noise ceiling, in units of r^2.
+    threshold : float
+        Neuroids with a ceiling below it are excluded: NaN.
+
+    Returns
+    -------
+    normalised : ndarray, shape of `r`
+        May exceed 1 by estimation noise.
+    n_excluded : int
+        Neuroids without a ceiling or below the threshold.
+    """
+    r = np.asarray(r, dtype=np.float64)
+    nc = np.asarray(ceiling, dtype=np.float64)
+    usable = np.isfinite(nc) & (nc >= threshold) & (nc > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.where(usable, r * np.abs(r) / nc, np.nan)
+    return value, int((~usable).sum())
+
+
+def repeat_counts(stimulus_id: ArrayLike) -> dict[str, int]:
+    """Return the number of presentations of each stimulus, in order of first appearance."""
+    counts: dict[str, int] = {}
+    for s in np.asarray(stimulus_id).astype(str).tolist():
+        counts[s] = counts.get(s, 0) + 1
+    return counts
+
+
+def _matrix(x: ArrayLike) -> NDArray[np.float64]:
+    y = np.asarray(x, dtype=np.float64)
+    if y.ndim not in (1, 2):
+        raise SchemaError(f"Expected a matrix (rows, neuroids); got shape {y.shape}.")
+    return y.reshape(len(y), -1)
+
+
+def _index(stimulus_id: ArrayLike, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    ids = np.asarray(stimulus_id).astype(str)
+    if ids.shape != (n,):
+        raise SchemaError(f"stimulus_id has shape {ids.shape}; expected ({n},).")
+    _, index, count = np.unique(ids, return_inverse=True, return_counts=True)
+    return index, count
+
+
+def _group_mean(
+    y: NDArray[np.float64], index: NDArray[np.intp], count: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    order = np.argsort(index, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
+    return np.asarray(np.add.reduceat(y[order], starts, axis=0) / count[:, None])
+
+
+def _correlate(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((a * b).sum(axis=0) / np.sqrt((a * a).sum(axis=0) * (b * b).sum(axis=0)))

@@ -1,0 +1,490 @@
+"""Representational similarity analysis: RDMs and their comparison through rsatoolbox.
+
+RDMs travel as Datasets of the ``rdms`` schema. rsatoolbox computes distances, comparisons, noise
+ceilings and the variances of its bootstraps; the resampling is drawn here, from a seed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from tqdm.auto import tqdm
+
+from brainalign.data.schema import validate
+from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+
+__all__ = [
+    "COMPARISONS",
+    "MEASURES",
+    "align_rdms",
+    "average_rdms",
+    "compare_rdms",
+    "evaluate_rdms",
+    "rdm",
+    "rdm_noise_ceiling",
+    "rdms_dataset",
+    "stack_rdms",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Dissimilarity measures of patterns.
+MEASURES = ("correlation", "euclidean", "mahalanobis", "crossnobis")
+#: Ways to compare two RDMs; "corr" is Pearson.
+COMPARISONS = (
+    "corr", "spearman", "rho-a", "cosine", "kendall", "tau-a", "corr_cov", "cosine_cov",
+)  # fmt: skip
+
+
+def rdms_dataset(
+    matrices: ArrayLike, names: Sequence[str], stimulus_id: Sequence[str], *, measure: str = ""
+) -> xr.Dataset:
+    """Put RDMs into a Dataset of the ``rdms`` schema.
+
+    Parameters
+    ----------
+    matrices : array-like, shape (n_rdms, n_stimuli, n_stimuli)
+        Symmetric, with a zero diagonal.
+    names : sequence of str
+        One name per RDM, all different.
+    stimulus_id : sequence of str
+        One name per row.
+    measure : str
+        The dissimilarity measure.
+
+    Returns
+    -------
+    xarray.Dataset
+    """
+    array = np.asarray(matrices, dtype=np.float64)
+    if array.ndim != 3 or array.shape[0] != len(names) or array.shape[1] != len(stimulus_id):
+        raise SchemaError(
+            f"RDMs have shape {array.shape}; expected ({len(names)} names, {len(stimulus_id)} "
+            f"stimuli, {len(stimulus_id)} stimuli)."
+        )
+    ids = np.asarray(stimulus_id, dtype=str)
+    ds = xr.Dataset(
+        {"rdm": (("rdm_name", "stimulus", "stimulus_2"), array)},
+        coords={
+            "rdm_name": np.asarray(names, dtype=str),
+            "stimulus_id": ("stimulus", ids),
+            "stimulus_id_2": ("stimulus_2", ids),
+        },
+        attrs={"measure": measure},
+    )
+    return validate(ds, "rdms")
+
+
+def rdm(
+    patterns: xr.Dataset | ArrayLike,
+    *,
+    measure: str = "correlation",
+    stimulus_id: Sequence[str] | None = None,
+    name: str | None = None,
+    noise_precision: ArrayLike | None = None,
+    fold: str = "repetition",
+) -> xr.Dataset:
+    """Dissimilarity of every pair of stimuli.
+
+    Parameters
+    ----------
+    patterns : Dataset or array-like, shape (n_stimuli, n_channels)
+        A features or responses Dataset, or patterns. Presentations of one stimulus are averaged.
+    measure : {"correlation", "euclidean", "mahalanobis", "crossnobis"}
+        ``1 - r``; mean squared difference over channels; the same after whitening; the same,
+        cross-validated over `fold` (unbiased: 0 for identical patterns, may be negative).
+    stimulus_id : sequence of str, optional
+        Stimuli of the result, in order. For an array, the names of its rows. For a Dataset, by
+        default all its stimuli in order of first appearance.
+    name : str, optional
+        Name of the RDM; by default the layer, or the subject.
+    noise_precision : array-like, shape (n_channels, n_channels), optional
+        Inverse noise covariance, for "mahalanobis" and "crossnobis".
+    fold : str
+        Coordinate of the presentations that "crossnobis" cross-validates over.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``rdms`` schema, with one RDM.
+
+    Raises
+    ------
+    SchemaError
+        If a pattern is not finite, or constant under "correlation"; the stimuli are named.
+    UnknownNameError
+        For an unknown measure or stimulus.
+    """
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.rdm import calc_rdm
+
+    if measure not in MEASURES:
+        raise UnknownNameError(
+            f"There is no measure {measure!r}.{near(measure, MEASURES)}",
+            f"Known: {', '.join(MEASURES)}.",
+        )
+    values, ids, folds, label = _patterns(patterns, stimulus_id, fold)
+    wanted = list(dict.fromkeys(ids if stimulus_id is None else map(str, stimulus_id)))
+    _known_stimuli(wanted, ids)
+    bad = ~np.isfinite(values).all(axis=1)
+    if measure == "correlation":
+        bad |= np.ptp(values, axis=1) == 0
+    if bad.any():
+        named = ", ".join(repr(ids[i]) for i in np.flatnonzero(bad)[:3])
+        raise SchemaError(
+            f"{int(bad.sum())} of {len(values)} patterns are not finite"
+            f"{' or constant' if measure == 'correlation' else ''} ({named})."
+        )
+    place = {s: i for i, s in enumerate(wanted)}
+    keep = np.array([s in place for s in ids])
+    order = np.array([place[s] for s, k in zip(ids, keep, strict=True) if k])
+    descriptors: dict[str, Any] = {"stimulus": order}
+    options: dict[str, Any] = {}
+    if measure in ("mahalanobis", "crossnobis"):
+        options["noise"] = None if noise_precision is None else np.asarray(noise_precision)
+    if measure == "crossnobis":
+        if folds is None:
+            raise SchemaError(f"'crossnobis' needs the coordinate {fold!r} on the presentations.")
+        descriptors["fold"] = folds[keep]
+        options["cv_descriptor"] = "fold"
+    data = Dataset(values[keep], obs_descriptors=descriptors)
+    made: Any = calc_rdm(data, method=measure, descriptor="stimulus", **options)
+    matrix = made.get_matrices()
+    np.fill_diagonal(matrix[0], 0)
+    return rdms_dataset(matrix, [name or label], wanted, measure=measure)
+
+
+def stack_rdms(rdms: Mapping[str, xr.Dataset] | Sequence[xr.Dataset]) -> xr.Dataset:
+    """Join RDMs of the same stimuli (in any order) into one Dataset.
+
+    Parameters
+    ----------
+    rdms : sequence or dict of xarray.Dataset
+        A dict renames RDMs: its keys are the names where a Dataset holds one RDM, and prefixes
+        ``key:`` where it holds several.
+    """
+    parts = list(rdms.values()) if isinstance(rdms, Mapping) else list(rdms)
+    if not parts:
+        raise SchemaError("There are no RDMs to stack.")
+    names: list[str] = []
+    for i, part in enumerate(parts):
+        own = part["rdm_name"].values.astype(str).tolist()
+        if isinstance(rdms, Mapping):
+            key = list(rdms)[i]
+            own = [key] if len(own) == 1 else [f"{key}:{n}" for n in own]
+        names += own
+    first = parts[0]["stimulus_id"].values.astype(str).tolist()
+    aligned = [_reorder(part, first) for part in parts]
+    measures = sorted({str(p.attrs.get("measure", "")) for p in parts} - {""})
+    return rdms_dataset(np.concatenate(aligned), names, first, measure=", ".join(measures))
+
+
+def average_rdms(rdms: xr.Dataset, name: str = "mean", *, method: str | None = None) -> xr.Dataset:
+    """Average RDMs: plainly, or pooled so that the average is best under a comparison `method`."""
+    if method is None:
+        mean = rdms["rdm"].values.mean(axis=0)
+    else:
+        from rsatoolbox.util.inference_util import pool_rdm
+
+        mean = pool_rdm(_toolbox(rdms), method=_comparison(method)).get_matrices()[0]
+    ids = rdms["stimulus_id"].values.astype(str).tolist()
+    return rdms_dataset(mean[None], [name], ids, measure=str(rdms.attrs.get("measure", "")))
+
+
+def align_rdms(a: xr.Dataset, b: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pair vectors (n_rdms, n_pairs) of two Datasets, in the order of the first.
+
+    Raises
+    ------
+    SchemaError
+        If they do not hold the same stimuli; those missing on either side are named.
+    """
+    validate(a, "rdms")
+    validate(b, "rdms")
+    ids = a["stimulus_id"].values.astype(str).tolist()
+    return _vectors(a["rdm"].values), _vectors(_reorder(b, ids))
+
+
+def compare_rdms(models: xr.Dataset, data: xr.Dataset, *, method: str = "spearman") -> xr.DataArray:
+    """Similarity of every model RDM with every data RDM.
+
+    Parameters
+    ----------
+    models, data : xarray.Dataset
+        ``rdms`` schema, the same stimuli in any order.
+    method : str
+        One of `COMPARISONS`. "rho-a" suits models that predict ties; "corr" is Pearson.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dimensions (model, data), with the RDM names as coordinates.
+
+    References
+    ----------
+    Schuett et al. (2023), eLife 12, e82566.
+    """
+    _comparison(method)
+    m, d = align_rdms(models, data)
+    return xr.DataArray(
+        _compare(m, d, method),
+        dims=("model", "data"),
+        coords={"model": models["rdm_name"].values, "data": data["rdm_name"].values},
+        attrs={"method": method},
+        name="similarity",
+    )
+
+
+def rdm_noise_ceiling(data: xr.Dataset, *, method: str = "spearman") -> tuple[float, float]:
+    """Lower and upper bound of the similarity that the true RDM would reach with each data RDM.
+
+    Lower: each RDM against the pooled others; upper: against all, itself included.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        ``rdms`` schema, at least two RDMs (subjects).
+    method : str
+        One of `COMPARISONS`.
+
+    References
+    ----------
+    Nili et al. (2014), PLoS Computational Biology 10, e1003553.
+    """
+    from rsatoolbox.inference import boot_noise_ceiling
+
+    _comparison(method)
+    if data.sizes["rdm_name"] < 2:
+        raise SchemaError("A noise ceiling needs at least two RDMs (subjects); there is one.")
+    lower, upper = boot_noise_ceiling(_toolbox(data), method=method)
+    return float(lower), float(upper)
+
+
+def evaluate_rdms(
+    models: xr.Dataset,
+    data: xr.Dataset,
+    *,
+    method: str = "spearman",
+    over: str = "stimuli",
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Compare model RDMs with the RDMs of subjects, with intervals and tests.
+
+    The value of a model is its mean similarity with the data RDMs. Its standard error comes from
+    a bootstrap over stimuli, over subjects, or over both with the two-factor correction of
+    Schuett et al.; pairs of a stimulus with its own copy are left out. Intervals are
+    :math:`value \pm t_{dof} \, se`.
+
+    Parameters
+    ----------
+    models : xarray.Dataset
+        ``rdms`` schema: layers, baselines.
+    data : xarray.Dataset
+        ``rdms`` schema: one RDM per subject.
+    method : str
+        One of `COMPARISONS`.
+    over : {"stimuli", "subjects", "both"}
+        What the conclusions generalise to.
+    n_bootstrap : int
+        Number of samples.
+    level : float
+        Coverage of the intervals.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``value, low, high, se, p`` (model): p two-sided against 0; ``per_subject`` (model, data);
+        ``difference, p_difference`` (model, model_2); ``ceiling`` (bound: lower, upper), NaN with
+        one data RDM. p-values are not corrected for the number of models.
+
+    Raises
+    ------
+    ConfigError
+        If subjects are to be resampled and there is one, or an option is unknown.
+
+    References
+    ----------
+    Schuett et al. (2023), eLife 12, e82566, eq. 7-9.
+    """
+    if over not in ("stimuli", "subjects", "both"):
+        raise ConfigError(f"over is {over!r}; expected 'stimuli', 'subjects' or 'both'.")
+    names = models["rdm_name"].values.astype(str)
+    subjects = data["rdm_name"].values.astype(str)
+    n, n_subjects = data.sizes["stimulus"], len(subjects)
+    if over != "stimuli" and n_subjects < 2:
+        raise ConfigError(
+            f"over={over!r} needs at least two data RDMs; there is {n_subjects}.",
+            'Use over="stimuli".',
+        )
+    similarity = compare_rdms(models, data, method=method)
+    ids = models["stimulus_id"].values.astype(str).tolist()
+    m, d = models["rdm"].values, _reorder(data, ids)
+    rng = np.random.default_rng(seed)
+    whole, everyone = np.arange(n), np.arange(n_subjects)
+    # Order as rsatoolbox has it: both, subjects, stimuli.
+    factors = {"both": (0, 1, 2), "subjects": (1,), "stimuli": (2,)}[over]
+    samples = np.full((len(factors), n_bootstrap, len(names)), np.nan)
+    for b in tqdm(range(n_bootstrap), desc="bootstrap RDMs", disable=None, leave=False):
+        stimuli = np.sort(rng.integers(n, size=n))
+        drawn = rng.integers(n_subjects, size=n_subjects)
+        if len(np.unique(stimuli)) < 3:
+            continue
+        for k, factor in enumerate(factors):
+            rows = whole if factor == 1 else stimuli
+            who = everyone if factor == 2 else drawn
+            samples[k, b] = _similarity(m, d[who], rows, method)
+    good = np.isfinite(samples).all(axis=(0, 2))
+    if good.sum() < 2:
+        raise ConfigError(f"Only {int(good.sum())} of {n_bootstrap} bootstrap samples are usable.")
+    samples = samples[:, good]
+    sizes = {"both": (n_subjects, n), "subjects": (n_subjects,), "stimuli": (n,)}[over]
+    dof = min(sizes) - 1
+    value = similarity.values.mean(axis=1)
+    se = np.sqrt(_corrected(samples.var(axis=1, ddof=1), sizes))
+    half = se * stats.t.ppf((1 + level) / 2, dof)
+    difference = value[:, None] - value[None, :]
+    pairs = samples[..., :, None] - samples[..., None, :]
+    spread = np.sqrt(_corrected(pairs.var(axis=1, ddof=1), sizes))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(np.abs(value / se), dof)
+        p_difference = 2 * stats.t.sf(np.abs(difference / spread), dof)
+    np.fill_diagonal(p_difference, 1.0)
+    ceiling = rdm_noise_ceiling(data, method=method) if n_subjects > 1 else (np.nan, np.nan)
+    return xr.Dataset(
+        {
+            "value": ("model", value),
+            "low": ("model", value - half),
+            "high": ("model", value + half),
+            "se": ("model", se),
+            "p": ("model", p),
+            "per_subject": (("model", "data"), similarity.values),
+            "difference": (("model", "model_2"), difference),
+            "p_difference": (("model", "model_2"), p_difference),
+            "ceiling": ("bound", np.asarray(ceiling)),
+        },
+        coords={"model": names, "model_2": names, "data": subjects, "bound": ["lower", "upper"]},
+        attrs={
+            "method": method, "over": over, "n_bootstrap": n_bootstrap, "level": level,
+            "seed": seed, "n_stimuli": n, "n_subjects": n_subjects,
+            "measure": str(data.attrs.get("measure", "")),
+        },
+    )  # fmt: skip
+
+
+def _similarity(
+    models: NDArray[np.float64], data: NDArray[np.float64], rows: NDArray[np.intp], method: str
+) -> NDArray[np.float64]:
+    i, j = np.triu_indices(len(rows), 1)
+    i, j = rows[i], rows[j]
+    different = i != j
+    i, j = i[different], j[different]
+    if method.endswith("_cov"):
+        # Whitening needs the full vector; copies of one stimulus are marked instead.
+        i, j = (rows[k] for k in np.triu_indices(len(rows), 1))
+        a, b = models[:, i, j].copy(), data[:, i, j].copy()
+        a[:, ~different] = b[:, ~different] = np.nan
+    else:
+        a, b = models[:, i, j], data[:, i, j]
+    return np.asarray(_compare(a, b, method).mean(axis=1))
+
+
+def _compare(a: NDArray[np.float64], b: NDArray[np.float64], method: str) -> NDArray[np.float64]:
+    from rsatoolbox.rdm import compare
+
+    similarity: Any = compare
+    return np.asarray(similarity(a, b, method))
+
+
+def _corrected(variances: NDArray[np.float64], n: Sequence[int]) -> NDArray[np.float64]:
+    """Return the sampling variance from bootstraps over one factor, or (both, subjects, stimuli).
+
+    A bootstrap over both factors counts the noise twice; the correction is bounded below by what
+    each factor alone gives and above by the bootstrap over both.
+    """
+    if len(variances) == 1:
+        return np.asarray(variances[0] * n[0] / (n[0] - 1))
+    both, subjects, stimuli = variances
+    interaction = both - subjects - stimuli
+    one, two = (k / (k - 1) for k in n)
+    least = np.maximum(one * subjects, two * stimuli)
+    value = one * subjects + two * stimuli - one * two * interaction
+    return np.asarray(np.minimum(np.maximum(value, least), both))
+
+
+def _patterns(
+    patterns: xr.Dataset | ArrayLike, stimulus_id: Sequence[str] | None, fold: str
+) -> tuple[NDArray[np.float64], list[str], NDArray[Any] | None, str]:
+    if not isinstance(patterns, xr.Dataset):
+        values = np.asarray(patterns, dtype=np.float64)
+        if values.ndim != 2 or stimulus_id is None or len(stimulus_id) != len(values):
+            raise SchemaError(
+                f"Patterns of shape {values.shape} need one stimulus_id per row; got "
+                f"{None if stimulus_id is None else len(stimulus_id)}."
+            )
+        return values, [str(s) for s in stimulus_id], None, "rdm"
+    if "features" in patterns:
+        validate(patterns, "features")
+        variable, rows, label = "features", "stimulus", str(patterns["layer"].values)
+    else:
+        validate(patterns, "responses")
+        variable, rows = "responses", "presentation"
+        label = str(np.ravel(patterns["subject"].values)[0]) if "subject" in patterns else "rdm"
+    if rows not in patterns[variable].dims or "stimulus_id" not in patterns.coords:
+        raise SchemaError(f"{variable} need dimension {rows!r} with stimulus_id; time has none.")
+    ids = patterns["stimulus_id"].values.astype(str).tolist()
+    folds = patterns[fold].values if fold in patterns.coords else None
+    return np.asarray(patterns[variable].values, dtype=np.float64), ids, folds, label or "rdm"
+
+
+def _known_stimuli(wanted: Sequence[str], known: Sequence[str]) -> None:
+    there = set(known)
+    missing = [s for s in wanted if s not in there]
+    if missing:
+        raise UnknownNameError(
+            f"{len(missing)} of {len(wanted)} stimuli have no pattern, the first is "
+            f"{missing[0]!r}.{near(missing[0], there)}"
+        )
+
+
+def _reorder(ds: xr.Dataset, ids: list[str]) -> NDArray[np.float64]:
+    own = ds["stimulus_id"].values.astype(str).tolist()
+    missing, extra = sorted(set(ids) - set(own)), sorted(set(own) - set(ids))
+    if missing or extra:
+        raise SchemaError(
+            f"The RDMs hold different stimuli: {len(missing)} missing {missing[:3]}, "
+            f"{len(extra)} extra {extra[:3]}.",
+            "Select the shared stimuli first.",
+        )
+    place = {s: i for i, s in enumerate(own)}
+    order = np.array([place[s] for s in ids])
+    return np.asarray(ds["rdm"].values[:, order][:, :, order], dtype=np.float64)
+
+
+def _vectors(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    i, j = np.triu_indices(matrices.shape[1], 1)
+    return np.asarray(matrices[:, i, j], dtype=np.float64)
+
+
+def _toolbox(rdms: xr.Dataset) -> Any:
+    from rsatoolbox.rdm import RDMs
+
+    return RDMs(_vectors(rdms["rdm"].values))
+
+
+def _comparison(method: str) -> str:
+    if method not in COMPARISONS:
+        raise UnknownNameError(
+            f"There is no RDM comparison {method!r}.{near(method, COMPARISONS)}",
+            f"Known: {', '.join(COMPARISONS)}; 'corr' is Pearson.",
+        )
+    return method

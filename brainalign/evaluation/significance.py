@@ -1,0 +1,357 @@
+"""Permutation tests, corrections for many tests, and bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import false_discovery_control
+
+from brainalign.errors import ConfigError
+from brainalign.evaluation.scores import pearson_r
+
+__all__ = [
+    "Interval",
+    "PermutationTest",
+    "bootstrap_ci",
+    "bootstrap_counts",
+    "bootstrap_r",
+    "fdr",
+    "max_statistic_p",
+    "permutation_p",
+    "permutation_rows",
+    "permutation_test",
+]
+
+
+class PermutationTest(NamedTuple):
+    """Result of a permutation test of the correlation of each target.
+
+    `p_max` is corrected for all targets by the maximum statistic.
+    """
+
+    statistic: NDArray[np.float64]
+    p: NDArray[np.float64]
+    p_max: NDArray[np.float64]
+    null_max: NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """An estimate with its bootstrap interval and the samples it comes from."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    samples: NDArray[np.float64]
+
+
+def permutation_p(hits: ArrayLike, n_permutations: int) -> NDArray[np.float64]:
+    r"""P-value of a permutation test: :math:`p = (1 + \mathrm{hits}) / (1 + n)`.
+
+    Parameters
+    ----------
+    hits : array-like of int
+        Permutations with a statistic at least as large as the observed one; NaN stays NaN.
+    n_permutations : int
+        ``n``.
+
+    Returns
+    -------
+    ndarray
+        Above 0, at most 1.
+
+    References
+    ----------
+    Phipson & Smyth (2010), Stat. Appl. Genet. Mol. Biol. 9, 39, eq. 2.
+    """
+    return np.asarray((1 + np.asarray(hits, dtype=np.float64)) / (1 + n_permutations))
+
+
+def permutation_rows(
+    n: int,
+    n_permutations: int,
+    *,
+    scheme: str = "stimuli",
+    block: int = 1,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+) -> Iterator[NDArray[np.intp]]:
+    """Yield row orders that leave the null hypothesis unchanged.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    n_permutations : int
+        Number of orders.
+    scheme : {"stimuli", "circular", "block"}
+        Exchange rows freely; shift them circularly (time series: keeps the autocorrelation); or
+        exchange whole blocks of neighbouring rows.
+    block : int
+        Rows of a block; for "circular" the smallest shift, in rows, to either side.
+    groups : array-like, shape (n,), optional
+        Rows are exchanged (or shifted) only within a group, such as a run.
+    seed : int
+        Seed.
+
+    Yields
+    ------
+    ndarray of int, shape (n,)
+    """
+    if scheme not in ("stimuli", "circular", "block"):
+        raise ConfigError(f"scheme is {scheme!r}; expected 'stimuli', 'circular' or 'block'.")
+    labels = np.zeros(n, dtype=int) if groups is None else np.asarray(groups)
+    if labels.shape != (n,):
+        raise ConfigError(f"groups has shape {labels.shape}; expected ({n},).")
+    members = [np.flatnonzero(labels == g) for g in np.unique(labels)]
+    for rows in members:
+        least = {"stimuli": 2, "circular": 2 * block + 1, "block": 2 * block}[scheme]
+        if len(rows) < least:
+            raise ConfigError(
+                f"A {scheme!r} permutation with block={block} needs at least {least} rows in every "
+                f"group; one has {len(rows)}."
+            )
+    rng = np.random.default_rng(seed)
+    for _ in range(n_permutations):
+        order = np.arange(n)
+        for rows in members:
+            order[rows] = rows[_one_order(len(rows), scheme, block, rng)]
+        yield order
+
+
+def _one_order(n: int, scheme: str, block: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    if scheme == "circular":
+        shift = int(rng.integers(block, n - block + 1)) if block else int(rng.integers(n))
+        return np.roll(np.arange(n), shift)
+    if scheme == "block" and block > 1:
+        pieces = np.array_split(np.arange(n), n // block)
+        return np.concatenate([pieces[i] for i in rng.permutation(len(pieces))])
+    return rng.permutation(n)
+
+
+def permutation_test(
+    measured: ArrayLike,
+    predicted: ArrayLike,
+    *,
+    n_permutations: int = 1000,
+    scheme: str = "stimuli",
+    block: int = 1,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+) -> PermutationTest:
+    """Test whether predictions correlate with measurements beyond chance (one-sided).
+
+    Exact where the predictions come from other data than the measured rows: one held-out test
+    set. Predictions pooled over cross-validation folds depend on the measured rows of the other
+    folds, and no exchange of rows undoes that: refit on permuted data instead.
+
+    Parameters
+    ----------
+    measured, predicted : array-like, shape (n_samples, n_targets)
+        The same rows and targets.
+    n_permutations : int
+        Number of permutations; all targets share each, which `p_max` needs.
+    scheme, block, groups, seed
+        See `permutation_rows`.
+
+    Returns
+    -------
+    PermutationTest
+        NaN for targets without a correlation.
+    """
+    r = pearson_r(measured, predicted)
+    y, p = (_standardise(np.asarray(m, dtype=np.float64)) for m in (measured, predicted))
+    defined = np.isfinite(r)
+    y, p = y[:, defined], p[:, defined]
+    observed = r[defined]
+    hits = np.zeros(len(observed))
+    null_max = np.full(n_permutations, -np.inf)
+    orders = permutation_rows(
+        len(y), n_permutations, scheme=scheme, block=block, groups=groups, seed=seed
+    )
+    for i, order in enumerate(orders):
+        null = np.einsum("nt,nt->t", y[order], p)
+        hits += null >= observed - 1e-12
+        null_max[i] = null.max(initial=-np.inf)
+    values = np.full(len(r), np.nan)
+    values[defined] = permutation_p(hits, n_permutations)
+    return PermutationTest(r, values, max_statistic_p(r, null_max), null_max)
+
+
+def max_statistic_p(statistic: ArrayLike, null_max: ArrayLike) -> NDArray[np.float64]:
+    """P-values that hold for all targets together (family-wise), from the null's maximum.
+
+    Parameters
+    ----------
+    statistic : array-like, shape (n_targets,)
+        Observed values, higher is better; NaN stays NaN.
+    null_max : array-like, shape (n_permutations,)
+        Maximum over the targets in each permutation.
+
+    Returns
+    -------
+    ndarray, shape (n_targets,)
+
+    References
+    ----------
+    Nichols & Holmes (2002), Human Brain Mapping 15, 1-25.
+    """
+    observed = np.asarray(statistic, dtype=np.float64)
+    null = np.sort(np.asarray(null_max, dtype=np.float64))
+    hits = len(null) - np.searchsorted(null, observed - 1e-12, side="left")
+    return np.where(np.isnan(observed), np.nan, permutation_p(hits, len(null)))
+
+
+def fdr(p: ArrayLike, *, method: str = "bh") -> NDArray[np.float64]:
+    """Adjust p-values for the false discovery rate; NaN stays NaN and is not counted.
+
+    Parameters
+    ----------
+    p : array-like
+        P-values.
+    method : {"bh", "by"}
+        Benjamini-Hochberg, or Benjamini-Yekutieli for any dependence.
+
+    Returns
+    -------
+    ndarray
+        q-values, of the shape of `p`.
+
+    References
+    ----------
+    Benjamini & Hochberg (1995), J. R. Stat. Soc. B 57, 289-300.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    q = np.full(values.shape, np.nan)
+    defined = np.isfinite(values)
+    if defined.any():
+        q[defined] = false_discovery_control(values[defined], method=method)
+    return q
+
+
+def bootstrap_counts(
+    n: int, n_bootstrap: int = 1000, *, groups: ArrayLike | None = None, seed: int = 0
+) -> NDArray[np.float64]:
+    """How often each row stands in each bootstrap sample.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    n_bootstrap : int
+        Number of samples.
+    groups : array-like, shape (n,), optional
+        Rows drawn together, such as the presentations of one stimulus.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    ndarray, shape (n_bootstrap, n)
+    """
+    rng = np.random.default_rng(seed)
+    index = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    m = int(index.max()) + 1
+    drawn = rng.multinomial(m, np.full(m, 1 / m), size=n_bootstrap)
+    return drawn[:, index].astype(np.float64)
+
+
+def bootstrap_r(
+    measured: ArrayLike, predicted: ArrayLike, counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Pearson r of each target in each bootstrap sample, from weighted sums.
+
+    Parameters
+    ----------
+    measured, predicted : array-like, shape (n_samples, n_targets)
+        The same rows and targets.
+    counts : ndarray, shape (n_bootstrap, n_samples)
+        From `bootstrap_counts`.
+
+    Returns
+    -------
+    ndarray, shape (n_bootstrap, n_targets)
+        NaN where a sample holds a single value.
+    """
+    y, p = (_standardise(np.asarray(m, dtype=np.float64)) for m in (measured, predicted))
+    weight = counts / counts.sum(axis=1, keepdims=True)
+    my, mp = weight @ y, weight @ p
+    vy, vp = weight @ y**2 - my**2, weight @ p**2 - mp**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = (weight @ (y * p) - my * mp) / np.sqrt(vy * vp)
+    # The rows are unit vectors: a variance below this is the rounding of a constant sample.
+    small = 1e-14 / len(y)
+    return np.where((vy > small) & (vp > small), np.clip(r, -1, 1), np.nan)
+
+
+def bootstrap_ci(
+    statistic: Callable[..., Any],
+    *arrays: ArrayLike,
+    n_bootstrap: int = 1000,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic over resampled rows (stimuli, subjects).
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes the arrays and returns a number or an array.
+    *arrays : array-like, shape (n, ...)
+        Resampled together along the first axis.
+    n_bootstrap : int
+        Number of samples.
+    level : float
+        Coverage, between 0 and 1.
+    groups : array-like, shape (n,), optional
+        Rows drawn together.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    Interval
+        NaN samples are left out of the percentiles.
+
+    References
+    ----------
+    Efron & Tibshirani (1993), An Introduction to the Bootstrap, ch. 13.
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level must lie between 0 and 1; got {level}.")
+    data = [np.asarray(a) for a in arrays]
+    n = len(data[0])
+    if any(len(d) != n for d in data):
+        raise ConfigError(f"The arrays have different lengths: {[len(d) for d in data]}.")
+    index = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    members = [np.flatnonzero(index == g) for g in range(int(index.max()) + 1)]
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(n_bootstrap):
+        drawn = rng.integers(len(members), size=len(members))
+        rows = np.concatenate([members[g] for g in drawn])
+        samples.append(np.asarray(statistic(*(d[rows] for d in data)), dtype=np.float64))
+    stacked = np.stack(samples)
+    low, high = percentiles(stacked, level)
+    return Interval(np.asarray(statistic(*data), dtype=np.float64), low, high, stacked)
+
+
+def percentiles(
+    samples: NDArray[np.float64], level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper end of the central `level` of the samples along the first axis."""
+    tail = (1 - level) / 2
+    filled = np.where(np.isnan(samples).all(axis=0), 0.0, samples)
+    low, high = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+    empty = np.isnan(samples).all(axis=0)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def _standardise(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centre columns and scale them to unit length; constant columns become 0."""
+    x = x - x.mean(axis=0)
+    norm = np.sqrt((x * x).sum(axis=0))
+    return x / np.where(norm > 0, norm, 1)

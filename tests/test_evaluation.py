@@ -1,0 +1,267 @@
+"""Scores, ceilings, permutation tests and intervals against known truths."""
+
+from __future__ import annotations
+
+import logging
+
+import h5py
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import r2_score
+
+from brainalign.errors import ConfigError, SchemaError
+from brainalign.evaluation import (
+    bootstrap_ci,
+    bootstrap_counts,
+    bootstrap_r,
+    fdr,
+    leave_one_subject_out,
+    linear_cka,
+    max_statistic_p,
+    ncsnr,
+    noise_ceiling,
+    normalised_score,
+    pearson_r,
+    permutation_p,
+    permutation_test,
+    r2,
+    simulated_ceiling,
+    split_half,
+    undefined,
+)
+from brainalign.evaluation.significance import permutation_rows
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n=st.integers(3, 30),
+    t=st.integers(1, 6),
+    seed=st.integers(0, 2**31),
+    offset=st.sampled_from([0.0, 1e3]),
+)
+def test_scores_agree_with_scipy_and_sklearn(n, t, seed, offset):
+    rng = np.random.default_rng(seed)
+    y = rng.standard_normal((n, t)) + offset
+    p = 0.5 * (y - offset) + rng.standard_normal((n, t))
+    expected = [scipy.stats.pearsonr(a, b).statistic for a, b in zip(y.T, p.T, strict=True)]
+    np.testing.assert_allclose(pearson_r(y, p), expected, atol=1e-9)
+    np.testing.assert_allclose(r2(y, p), r2_score(y, p, multioutput="raw_values"), rtol=1e-7)
+    zero = 1 - ((y - p) ** 2).sum(0) / (y**2).sum(0)
+    np.testing.assert_allclose(r2(y, p, baseline=0.0), zero, rtol=1e-9)
+
+
+def test_undefined_targets_are_nan_and_counted(caplog):
+    rng = np.random.default_rng(0)
+    y, p = rng.standard_normal((2, 20, 6))
+    y[:, 1] = 0.1  # constant; its mean is not exactly 0.1
+    y[:, 2] = np.nan
+    p[3, 3] = np.inf
+    p[:, 4] = -2.0
+    with caplog.at_level(logging.WARNING):
+        r = pearson_r(y, p)
+    assert np.isnan(r).tolist() == [False, True, True, True, True, False]
+    assert "4 of 6 targets" in caplog.text
+    assert undefined(y, p).sum() == 4
+    assert np.isnan(r2(y, p)).tolist() == [False, True, True, True, False, False]
+    with pytest.raises(SchemaError, match="shape"):
+        pearson_r(y, p[:, :2])
+
+
+def simulate(n_stimuli, repeats, snr, t, seed):
+    rng = np.random.default_rng(seed)
+    k = np.broadcast_to(repeats, n_stimuli)
+    ids = np.repeat(np.arange(n_stimuli), k).astype(str)
+    signal = snr * rng.standard_normal((n_stimuli, t))
+    y = np.repeat(signal, k, axis=0) + rng.standard_normal((len(ids), t))
+    return signal, y, ids, k
+
+
+@pytest.mark.parametrize("snr", [0.3, 1.0, 2.0])
+def test_ncsnr_and_ceiling_recover_truth_with_mixed_repeats(snr):
+    repeats = np.tile([1, 2, 3], 100)
+    signal, y, ids, k = simulate(300, repeats, snr, 200, 1)
+    got = ncsnr(y, ids)
+    assert abs(np.mean(got**2) - snr**2) < 0.04 * max(1, snr**2)
+    truth = snr**2 / (snr**2 + np.mean(1 / k))
+    assert abs(noise_ceiling(got, k).mean() - truth) < 0.02
+    means = np.stack([y[ids == s].mean(0) for s in np.unique(ids)])
+    order = np.unique(ids).astype(int)
+    reached = pearson_r(means, signal[order]) ** 2
+    assert abs(reached.mean() - truth) < 0.02
+
+
+def test_ceilings_of_two_kinds_agree_and_null_is_zero():
+    _, y, ids, _ = simulate(200, 4, 0.7, 100, 2)
+    by_ncsnr = noise_ceiling(ncsnr(y, ids), 4)
+    by_halves = split_half(y, ids, n_splits=20)
+    truth = 0.49 / (0.49 + 0.25)
+    assert abs(by_ncsnr.mean() - truth) < 0.02
+    assert abs(by_halves.mean() - truth) < 0.02
+    _, null, ids, _ = simulate(200, 4, 0.0, 100, 3)
+    assert noise_ceiling(ncsnr(null, ids), 4).mean() < 0.06
+    assert split_half(null, ids).mean() < 0.06
+
+
+def test_ncsnr_edges():
+    assert noise_ceiling(np.inf, 1) == 1
+    np.testing.assert_array_equal(ncsnr(np.array([1.0, 1, 2, 2]), list("aabb")), [np.inf])
+    assert np.isnan(ncsnr(np.ones(4), list("aabb"))).all()
+    with pytest.raises(SchemaError, match="No stimulus is repeated among 3"):
+        ncsnr(np.ones((3, 2)), list("abc"))
+    with pytest.raises(ConfigError):
+        noise_ceiling(1.0, [1, 0])
+
+
+def test_leave_one_subject_out_brackets_the_truth():
+    rng = np.random.default_rng(4)
+    truth = rng.standard_normal((400, 30))
+    subjects = truth + 0.8 * rng.standard_normal((6, 400, 30))
+    lower, upper = leave_one_subject_out(subjects)
+    reached = np.mean([pearson_r(s, truth) for s in subjects], axis=0)
+    assert (lower.mean() < reached.mean()) and (reached.mean() < upper.mean())
+    assert upper.mean() - lower.mean() < 0.1
+
+
+def test_simulated_ceiling_of_kay_and_yeatman(mirror):
+    with h5py.File(mirror / "kay2017_vwfa_ffa" / "model_template.mat") as f:
+        data, se, stored = (np.array(f[k]).T for k in ("data", "datase", "nc"))
+    ceiling = 100 * simulated_ceiling(data, se, seed=0)
+    np.testing.assert_allclose(ceiling, stored.ravel(), atol=0.1)
+
+
+def test_simulated_ceiling_about_the_mean_is_the_variance_ratio():
+    rng = np.random.default_rng(5)
+    y = 3 + 2 * rng.standard_normal(500)
+    got = simulated_ceiling(y, np.full(500, 1.0), relative_to="mean", n_simulations=500)
+    assert abs(got[0] - (y.var() - 1) / y.var()) < 0.01
+
+
+def test_normalised_score_keeps_sign_and_counts_exclusions():
+    value, n = normalised_score([0.6, -0.6, 0.3, 0.2], [0.72, 0.72, 0.05, np.nan])
+    np.testing.assert_allclose(value, [0.5, -0.5, np.nan, np.nan])
+    assert n == 2
+
+
+def test_p_values_are_never_zero_and_uniform_under_the_null():
+    assert permutation_p(0, 999) == 1 / 1000
+    rng = np.random.default_rng(6)
+    y, p = rng.standard_normal((2, 40, 1500))
+    test = permutation_test(y, p, n_permutations=499, seed=1)
+    assert scipy.stats.kstest(test.p, "uniform").pvalue > 0.01
+    assert abs((test.p <= 0.05).mean() - 0.05) < 0.015
+
+
+@pytest.mark.parametrize("scheme", ["circular", "block"])
+def test_time_series_permutations_hold_where_free_exchange_does_not(scheme):
+    rng = np.random.default_rng(7)
+    n, t = 400, 600
+    y, p = np.zeros((2, n, t))
+    for x in (y, p):
+        e = rng.standard_normal((n + 100, t))
+        for i in range(1, n + 100):
+            e[i] += 0.9 * e[i - 1]
+        x[:] = e[100:]
+    right = permutation_test(y, p, n_permutations=199, scheme=scheme, block=40, seed=0).p
+    wrong = permutation_test(y, p, n_permutations=199, seed=0).p
+    assert (wrong <= 0.05).mean() > 0.2
+    assert (right <= 0.05).mean() < 0.09
+
+
+def test_permuted_rows_stay_in_their_group_and_keep_neighbours():
+    runs = np.repeat([0, 1, 2], 12)
+    for scheme in ("stimuli", "circular", "block"):
+        for order in permutation_rows(36, 20, scheme=scheme, block=3, groups=runs, seed=0):
+            np.testing.assert_array_equal(runs[order], runs)
+            np.testing.assert_array_equal(np.sort(order), np.arange(36))
+    for order in permutation_rows(12, 50, scheme="circular", block=3, seed=0):
+        shift = order[0]
+        assert 3 <= shift <= 9
+        np.testing.assert_array_equal(order, (np.arange(12) + shift) % 12)
+    with pytest.raises(ConfigError, match="at least 7 rows"):
+        list(permutation_rows(6, 1, scheme="circular", block=3))
+
+
+def test_maximum_statistic_holds_the_family_wise_rate():
+    rng = np.random.default_rng(8)
+    rejected = 0
+    for seed in range(100):
+        y, p = rng.standard_normal((2, 25, 30))
+        rejected += (permutation_test(y, p, n_permutations=99, seed=seed).p_max <= 0.05).any()
+    assert rejected <= 12
+    np.testing.assert_allclose(
+        max_statistic_p([0.5, 0.1, np.nan], [0.2, 0.3, 0.1, 0.4]), [0.2, 1.0, np.nan]
+    )
+
+
+def test_false_discovery_rate_is_held_and_nan_is_not_counted():
+    rng = np.random.default_rng(9)
+    share, power = [], []
+    for _ in range(300):
+        z = rng.standard_normal(200)
+        z[:40] += 3
+        q = fdr(scipy.stats.norm.sf(z))
+        found = q <= 0.1
+        share.append(found[40:].sum() / max(1, found.sum()))
+        power.append(found[:40].mean())
+    assert np.mean(share) < 0.1
+    assert np.mean(power) > 0.5
+    p = np.array([0.01, np.nan, 0.04, 0.02])
+    np.testing.assert_allclose(fdr(p)[[0, 2, 3]], fdr(p[[0, 2, 3]]))
+    assert np.isnan(fdr(p)[1])
+
+
+def test_weighted_bootstrap_of_r_is_that_of_resampled_rows():
+    rng = np.random.default_rng(10)
+    y = rng.standard_normal((15, 4)) + 50
+    p = y + rng.standard_normal((15, 4))
+    counts = bootstrap_counts(15, 20, seed=1)
+    assert (counts.sum(axis=1) == 15).all()
+    got = bootstrap_r(y, p, counts)
+    for c, row in zip(counts, got, strict=True):
+        rows = np.repeat(np.arange(15), c.astype(int))
+        np.testing.assert_allclose(row, pearson_r(y[rows], p[rows]), atol=1e-10)
+    grouped = bootstrap_counts(6, 50, groups=list("aabbcc"), seed=0)
+    np.testing.assert_array_equal(grouped[:, ::2], grouped[:, 1::2])
+    lonely = np.zeros((1, 15))
+    lonely[0, 3] = 15
+    assert np.isnan(bootstrap_r(y, p, lonely)).all()
+
+
+def test_bootstrap_interval_covers_the_mean():
+    rng = np.random.default_rng(11)
+    covered = 0
+    for seed in range(200):
+        x = rng.exponential(size=50)
+        interval = bootstrap_ci(np.mean, x, n_bootstrap=200, seed=seed)
+        covered += interval.low <= 1 <= interval.high
+    assert 0.86 < covered / 200 < 0.99
+
+
+def test_cka():
+    rng = np.random.default_rng(12)
+    X = rng.standard_normal((50, 200))
+    rotation = np.linalg.qr(rng.standard_normal((200, 200)))[0]
+    assert linear_cka(X, 3 * X @ rotation + 1) == pytest.approx(1)
+    Y = rng.standard_normal((50, 300))
+    assert linear_cka(X, Y, debiased=False) > 0.5
+    null = [linear_cka(X, rng.standard_normal((50, 300))) for _ in range(20)]
+    assert abs(np.mean(null)) < 0.05
+    centre = np.eye(50) - 1 / 50
+    K, L = centre @ X @ X.T @ centre, centre @ Y @ Y.T @ centre
+    biased = np.trace(K @ L) / np.sqrt(np.trace(K @ K) * np.trace(L @ L))
+    assert linear_cka(X, Y, debiased=False) == pytest.approx(biased)
+    with pytest.raises(SchemaError, match="at least 4"):
+        linear_cka(X[:3], Y[:3])
+
+
+def test_debiased_hsic_is_unbiased_over_permutations():
+    # The average of the unbiased statistic over all pairings of the rows is exactly 0.
+    from itertools import permutations
+
+    rng = np.random.default_rng(13)
+    X, Y = rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
+    values = [linear_cka(X, Y[list(order)]) for order in permutations(range(5))]
+    assert abs(np.mean(values)) < 1e-10
