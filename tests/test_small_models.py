@@ -1,0 +1,261 @@
+"""The scene renderer, the training of the small open_clip model, and the shipped one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainalign.data.stimuli import read_stimuli
+from brainalign.errors import ConfigError, UnknownNameError
+from brainalign.small_models import scenes as renderer
+from brainalign.small_models.scenes import (
+    CATEGORIES,
+    SUBCATEGORIES,
+    captions,
+    render_scene,
+    render_scenes,
+    write_scenes,
+)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[renderer.Scene]:
+    return render_scenes(240, seed=20_001, size=48)
+
+
+def test_a_scene_follows_from_seed_and_index(scenes):
+    for index in (0, 7, 100, 239):
+        again = render_scene(index, seed=20_001, size=48)
+        np.testing.assert_array_equal(again.image, scenes[index].image)
+        assert (again.caption, again.attributes) == (
+            scenes[index].caption,
+            scenes[index].attributes,
+        )
+    later = render_scenes(3, seed=20_001, size=48, start=50)
+    assert [s.caption for s in later] == [s.caption for s in scenes[50:53]]
+    assert not np.array_equal(render_scene(0, seed=20_002, size=48).image, scenes[0].image)
+
+
+def test_what_is_shown_does_not_depend_on_the_size(scenes):
+    for index in range(12):
+        large = render_scene(index, seed=20_001, size=96)
+        assert large.image.shape == (96, 96, 3) and large.image.dtype == np.uint8
+        assert large.caption == scenes[index].caption
+        halved = large.image.reshape(48, 2, 48, 2, 3).mean((1, 3))
+        # The same view up to noise and the background's fine grain.
+        r = np.corrcoef(halved.ravel(), scenes[index].image.astype(float).ravel())[0, 1]
+        assert r > 0.8, (index, r)
+
+
+def test_scenes_vary(scenes):
+    counts = {c: sum(s.category == c for s in scenes) for c in CATEGORIES}
+    assert set(counts.values()) == {40}
+    for category in CATEGORIES:
+        kinds = {s.subcategory for s in scenes if s.category == category}
+        assert kinds <= set(SUBCATEGORIES[category])
+        assert len(kinds) >= 0.7 * len(SUBCATEGORIES[category])
+    assert len({s.image.tobytes() for s in scenes}) == len(scenes)
+    assert len({s.caption for s in scenes}) > 0.85 * len(scenes)
+    for name, least in {"colour": 9, "number": 3, "position": 5, "background": 12}.items():
+        assert len({s.attributes[name] for s in scenes if s.attributes[name]}) >= least, name
+    things = [s for s in scenes if s.category in ("food", "objects")]
+    assert {s.attributes["size"] for s in things} == {"small", "medium", "large"}
+    assert len({s.attributes["light"] for s in scenes}) == 5
+    spread = np.array([s.image.std() for s in scenes])
+    assert spread.min() > 5, "a picture is blank"
+
+
+def test_the_background_does_not_give_the_category_away(scenes):
+    common = [
+        {s.attributes["background"] for s in scenes if s.category == c}
+        for c in CATEGORIES
+        if c != "places"
+    ]
+    assert len(set.intersection(*common)) >= 4
+
+
+def test_captions_tell_what_is_shown(scenes):
+    for scene in scenes:
+        if scene.category in ("food", "objects"):
+            assert scene.attributes["colour"] in scene.caption
+            if scene.attributes["number"] == 1:
+                assert scene.subcategory in scene.caption
+        if scene.subcategory == "sign":
+            assert scene.attributes["text"].lower() in scene.caption
+    first = scenes[5]
+    assert captions(first, 6, seed=1) == captions(first, 6, seed=1)
+    assert len(set(captions(first, 12, seed=1))) > 4
+
+
+def test_categories_may_be_chosen():
+    chosen = render_scenes(6, seed=3, size=32, categories=("food", "places"))
+    assert [s.category for s in chosen] == ["food", "places"] * 3
+    with pytest.raises(UnknownNameError, match="Did you mean 'people'"):
+        render_scenes(2, categories=("peple",))
+    with pytest.raises(ConfigError, match="16 pixels"):
+        render_scenes(2, size=8)
+
+
+def test_every_kind_is_drawn_without_filling_or_leaving_the_frame():
+    """Each sub-category appears, and its drawing covers some but not all of the picture."""
+    from brainalign.small_models.canvas import Canvas
+    from brainalign.small_models.figures import BODIES, Look, body, person, portrait
+    from brainalign.small_models.things import FOOD, OBJECTS
+
+    def covered(draw) -> float:
+        canvas = Canvas(96)
+        draw(canvas)
+        return float((np.asarray(canvas.image)[..., 3] > 0).mean())
+
+    shares = {
+        name: covered(lambda c, t=thing: t.draw(c, (200, 60, 60), np.random.default_rng(0)))
+        for name, thing in {**FOOD, **OBJECTS}.items()
+    }
+    shares |= {
+        kind: covered(lambda c, k=kind: body(c, k, Look(), "open" if k == "hand" else "bare"))
+        for kind in BODIES
+    }
+    shares |= {
+        "portrait": covered(lambda c: portrait(c, Look())),
+        "person": covered(lambda c: person(c, Look())),
+    }
+    assert {k: v for k, v in shares.items() if not 0.05 < v < 0.9} == {}
+
+
+def test_scenes_are_written_as_stimuli(tmp_path):
+    written = write_scenes(tmp_path / "set", 7, seed=4, size=32)
+    read = read_stimuli(tmp_path / "set")
+    expected = render_scenes(7, seed=4, size=32)
+    assert read.hash == written.hash and list(read.ids) == [s.stimulus_id for s in expected]
+    assert [str(v) for v in read.index["caption"].values] == [s.caption for s in expected]
+    assert [str(v) for v in read.index["category"].values] == [*CATEGORIES, "people"]
+    np.testing.assert_array_equal(np.asarray(read.open(3)), expected[3].image)
+
+
+clip = pytest.importorskip("brainalign.small_models.clip")
+pytest.importorskip("open_clip")
+pytest.importorskip("transformers")
+from safetensors import safe_open  # noqa: E402
+
+TINY = {"n_scenes": 48, "steps": 3, "batch_size": 16, "seed": 5, "n_measure": 6}
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    with safe_open(folder / "open_clip_model.safetensors", "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def test_training_goes_on_from_a_checkpoint_to_the_same_weights(tmp_path):
+    whole = clip.train_clip(tmp_path / "whole", **TINY)
+    stopped = clip.train_clip(
+        tmp_path / "cut", **TINY, checkpoint=tmp_path / "state", save_every=1, stop_at=2
+    )
+    assert stopped is None and not (tmp_path / "cut").exists()
+    resumed = clip.train_clip(tmp_path / "cut", **TINY, checkpoint=tmp_path / "state")
+    first, second = _weights(whole), _weights(resumed)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    for name in ("tokenizer.json", "open_clip_config.json"):
+        assert (whole / name).read_text() == (resumed / name).read_text()
+    assert "| category |" in (resumed / "MODEL_CARD.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "state", "whole"]
+
+    with pytest.raises(ConfigError, match="other settings"):
+        clip.train_clip(tmp_path / "more", **{**TINY, "steps": 4}, checkpoint=tmp_path / "state")
+    with pytest.raises(ConfigError, match="not those of n_scenes=48 and seed=6"):
+        clip.train_clip(tmp_path / "more", **{**TINY, "seed": 6}, checkpoint=tmp_path / "state")
+    pictures = np.load(tmp_path / "state" / "scenes.npy")
+    pictures[1] += 1
+    np.save(tmp_path / "state" / "scenes.npy", pictures)
+    with pytest.raises(ConfigError, match="renderer has changed"):
+        clip.train_clip(tmp_path / "more", **TINY, checkpoint=tmp_path / "state")
+    with pytest.raises(ConfigError, match="exists"):
+        clip.train_clip(tmp_path / "cut", **TINY)
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seed": 10_000}, "kept for held-out"),
+        ({"steps": 0}, "steps >= 1"),
+        ({"n_scenes": 8}, "n_scenes >= batch_size"),
+        ({"stop_at": 1}, "no checkpoint folder"),
+    ],
+)
+def test_training_refuses_wrong_settings(tmp_path, wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        clip.train_clip(tmp_path / "out", **{**TINY, **wrong})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measuring_refuses_seeds_of_training():
+    with pytest.raises(ConfigError, match="trained on"):
+        clip.measure(clip.WEIGHTS, n=6, seed=0)
+
+
+def test_loss_counts_equal_captions_as_matches():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=-1)
+        for _ in range(2)
+    )
+    text[3] = text[1]
+    ids = torch.tensor([[1, 2], [3, 4], [5, 6], [3, 4]])
+    scale = torch.tensor(1.3)
+    logits = (scale.exp() * image @ text.T).double()
+    match = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1]]).double()
+    match /= match.sum(1, keepdim=True)
+    by_hand = -0.5 * sum((match * rows.log_softmax(1)).sum(1).mean() for rows in (logits, logits.T))
+    assert float(clip._loss(image, text, scale, ids)) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    import open_clip
+
+    name = f"local-dir:{clip.WEIGHTS}"
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    return model.eval(), transform, open_clip.get_tokenizer(name)
+
+
+def test_shipped_model_is_small_and_an_open_clip_one(shipped):
+    import open_clip
+    import torch
+
+    model, transform, tokenizer = shipped
+    assert type(model) is open_clip.CLIP
+    assert sum(f.stat().st_size for f in clip.WEIGHTS.iterdir()) < 8e6
+    assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in model.parameters())
+    config = json.loads((clip.WEIGHTS / "open_clip_config.json").read_text())
+    size = config["preprocess_cfg"]["size"]
+    from PIL import Image
+
+    assert transform(Image.new("RGB", (200, 150))).shape == (3, size, size)
+    tokens = tokenizer(["A picture of FOOD", "a picture of food", "naïve 日本 " * 40])
+    assert tokens.shape == (3, config["model_cfg"]["text_cfg"]["context_length"])
+    assert (tokens[0] == tokens[1]).all(), "case should not matter"
+    end = config["model_cfg"]["text_cfg"]["vocab_size"] - 1
+    assert (tokens.max(1).values == end).all(), "the end token must survive truncation"
+
+
+def test_shipped_model_names_held_out_scenes():
+    found = clip.measure(clip.WEIGHTS, n=300, seed=30_000)
+    assert found["category"]["n"] == 300
+    assert found["category"]["correct"] > 0.95, found["by_category"]
+    assert min(found["by_category"].values()) > 0.85, found["by_category"]
+    assert found["subcategory"]["correct"] > 0.7
+    assert found["colour"]["correct"] > 0.5
+    assert found["number"]["correct"] > 0.6
+
+
+def test_random_weights_do_not_name_scenes(tmp_path):
+    """What the shipped model scores comes from its training, not from the measure."""
+    folder = clip.train_clip(tmp_path / "untrained", **{**TINY, "steps": 1})
+    assert clip.measure(folder, n=120)["category"]["correct"] < 0.5
