@@ -1,0 +1,517 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  root.classList.add("scripted");
+
+  const specs = {};
+  let mesh = null;
+  window.brainalign = {
+    figure(id, spec) { specs[id] = spec; },
+    mesh(record) { mesh = record; },
+  };
+
+  const $$ = (selector, from = document) => [...from.querySelectorAll(selector)];
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const narrow = (width) => width < 520;
+
+  // --- Files of the report, one at a time and each once -----------------------------------------
+
+  const loading = {};
+  function load(source) {
+    loading[source] ??= new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = source;
+      script.onload = resolve;
+      script.onerror = () => reject(new Error(`${source} is missing beside this page`));
+      document.head.append(script);
+    });
+    return loading[source];
+  }
+  const need = async (id) => {
+    await Promise.all([load("assets/plotly.min.js"), load(`assets/figures/${id}.js`)]);
+    return specs[id];
+  };
+
+  function unpack(text, Type) {
+    const raw = atob(text);
+    const bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    return new Type(bytes.buffer);
+  }
+
+  // --- Theme ------------------------------------------------------------------------------------
+
+  // "$c0/0.4" is the theme's first series colour, 40 % opaque; only colours are looked up.
+  function colour(text) {
+    const [name, opacity] = text.slice(1).split("/");
+    const hex = css(`--${name}`);
+    if (!opacity) return hex;
+    const part = (i) => parseInt(hex.slice(i, i + 2), 16);
+    return `rgba(${part(1)},${part(3)},${part(5)},${opacity})`;
+  }
+  function themed(value, key = "") {
+    if (typeof value === "string") {
+      return /color$/.test(key) && value.startsWith("$") ? colour(value) : value;
+    }
+    if (Array.isArray(value)) {
+      return value.length && typeof value[0] === "object" && !Array.isArray(value[0])
+        ? value.map((v) => themed(v, key)) : value;
+    }
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, k)]));
+    }
+    return value;
+  }
+
+  // Plotly reads a few entities, so text comes escaped; it is cut between characters.
+  function short(text, most) {
+    const plain = text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+    const letters = [...plain];
+    if (letters.length <= most) return text;
+    const head = Math.ceil((most - 1) * 0.6);
+    const cut = letters.slice(0, head).join("") + "…" + letters.slice(head + 1 - most).join("");
+    return cut.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  }
+
+  function layoutOf(spec, width) {
+    const small = narrow(width);
+    const layout = themed(spec.layout);
+    for (const name of ["xaxis", "yaxis"]) {
+      const axis = layout[name] ?? {};
+      const most = name === "yaxis" ? (small ? 14 : 28) : (small ? 12 : 22);
+      if (axis.ticktext) axis.ticktext = axis.ticktext.map((t) => short(t, most));
+      layout[name] = {
+        automargin: true, gridcolor: css("--line"), zerolinecolor: css("--line"),
+        linecolor: css("--line"), tickcolor: css("--line"), ticks: axis.ticktext ? "" : "outside",
+        ...axis, title: { standoff: 10, ...axis.title },
+      };
+    }
+    return {
+      width, height: spec.height, margin: { l: 52, r: 14, t: 14, b: 46 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: small ? 11 : 12.5, color: css("--text") },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 12 } },
+      hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--muted"), font: { color: css("--text"), size: 12.5 }, align: "left" },
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      ...layout,
+    };
+  }
+  const config = { displayModeBar: false, showTips: false, doubleClick: "reset" };
+
+  // --- Plots ------------------------------------------------------------------------------------
+
+  async function drawPlot(box) {
+    const spec = await need(box.dataset.figure);
+    const width = box.clientWidth;
+    const data = themed(spec.data).map((trace) => ({ ...trace }));
+    const layout = layoutOf(spec, width);
+    for (const trace of data) {
+      if (trace.type !== "heatmap") continue;
+      if (narrow(width)) {
+        trace.colorbar = { ...trace.colorbar, orientation: "h", x: 0.5, xanchor: "center", y: 1.02, yanchor: "bottom", len: 0.9, thickness: 10, title: { ...trace.colorbar.title, side: "top" } };
+      }
+      if (spec.columns && (width - 130) / spec.columns < 30) delete trace.texttemplate;
+    }
+    $$(".wait", box).forEach((e) => e.remove());
+    await Plotly.react(box, data, layout, config);
+    box.style.minHeight = "";
+  }
+
+  // --- Dissimilarity matrices -------------------------------------------------------------------
+
+  async function drawMatrices(box) {
+    const spec = await need(box.dataset.figure);
+    const bar = box.querySelector(".bar");
+    if (!bar.children.length) {
+      const ramp = document.createElement("span");
+      ramp.className = "ramp";
+      ramp.style.background = `linear-gradient(to right,${spec.colorscale.map((c) => c[1]).join(",")})`;
+      const word = (text, name) => Object.assign(document.createElement("span"), { textContent: text, className: name });
+      const ends = spec.panels[0].limits.map((v) => String(Number(v.toPrecision(3))));
+      const same = spec.panels.every((p) => String(p.limits) === String(spec.panels[0].limits));
+      bar.append(word(same ? ends[0] : "low", "num"), ramp, word(same ? ends[1] : "high", "num"), word(spec.title, "what"));
+    }
+    await Promise.all($$(".matrix", box).map((place, i) => drawMatrix(box, spec, spec.panels[i], place)));
+  }
+
+  async function drawMatrix(box, spec, panel, place) {
+    const width = place.clientWidth;
+    const n = spec.n;
+    // Staggered in `rows` rows, a thumbnail is as wide as `rows` cells.
+    const rows = spec.strip ? spec.strip.rows : 0;
+    let edge = 4;
+    let cell = (width - edge - 6) / n;
+    const strip = rows && cell * rows >= 9;
+    if (strip) {
+      cell = (width - 8) / (n + rows * rows + (rows - 1) / 2);
+      edge = cell * rows * rows + 3;
+    }
+    const groups = spec.groups ?? [];
+    const foot = groups.length ? 74 : 8;
+    const side = width - edge - 6 - (strip ? cell * (rows - 1) / 2 : 0);
+    const middle = groups.map((g) => (g.from + g.to - 1) / 2);
+    const lines = groups.slice(1).flatMap((g) => [
+      { type: "line", x0: g.from - 0.5, x1: g.from - 0.5, y0: -0.5, y1: n - 0.5, line: { color: "#fff", width: 1.4 } },
+      { type: "line", y0: g.from - 0.5, y1: g.from - 0.5, x0: -0.5, x1: n - 0.5, line: { color: "#fff", width: 1.4 } },
+    ]);
+    const over = (rows - 1) / 2 / n;
+    const images = strip ? [
+      { source: spec.strip.x, xref: "paper", yref: "paper", x: -over, y: 1 + 3 / side, xanchor: "left", yanchor: "bottom", sizex: 1 + 2 * over, sizey: rows * rows / n, sizing: "stretch" },
+      { source: spec.strip.y, xref: "paper", yref: "paper", x: -3 / side, y: 1 + over, xanchor: "right", yanchor: "top", sizex: rows * rows / n, sizey: 1 + 2 * over, sizing: "stretch" },
+    ] : [];
+    const axis = { showgrid: false, zeroline: false, fixedrange: true, ticks: "" };
+    const layout = {
+      width, height: side + edge + foot + (strip ? 4 : 0), shapes: lines, images,
+      margin: { l: edge, t: edge, r: width - side - edge, b: foot, pad: 0 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: css("--soft"), dragmode: false,
+      font: { family: getComputedStyle(document.body).fontFamily, size: 11, color: css("--text") },
+      xaxis: { ...axis, range: [-0.5, n - 0.5], tickvals: middle, ticktext: groups.map((g) => short(g.label, 14)), showticklabels: groups.length > 0, tickangle: groups.length > 4 || narrow(width) ? -40 : 0 },
+      yaxis: { ...axis, range: [n - 0.5, -0.5], showticklabels: false },
+    };
+    const trace = { type: "heatmap", z: panel.z, zmin: panel.limits[0], zmax: panel.limits[1], colorscale: spec.colorscale, showscale: false, hoverinfo: "none" };
+    await Plotly.react(place, [trace], layout, config);
+    place.style.minHeight = "";
+    if (place.dataset.ready || !panel.values) return;
+    place.dataset.ready = "yes";
+    const values = unpack(panel.values.bdata, Float32Array);
+    place.on("plotly_hover", (event) => {
+      const { x, y } = event.points[0];
+      tell(box, spec, place, [y, x], values[y * n + x], event.event);
+    });
+    place.on("plotly_unhover", () => { box.querySelector(".tip").hidden = true; });
+  }
+
+  function tell(box, spec, place, pair, value, pointer) {
+    const tip = box.querySelector(".tip");
+    const plain = (text) => text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+    tip.replaceChildren();
+    const both = document.createElement("div");
+    both.className = "pair";
+    for (const i of pair) {
+      const one = document.createElement("div");
+      if (spec.files[i]) {
+        const image = document.createElement("img");
+        image.src = `assets/images/${spec.files[i]}`;
+        image.alt = "";
+        one.append(image);
+      }
+      one.append(plain(spec.labels[i] ?? String(i)));
+      both.append(one);
+    }
+    const line = document.createElement("p");
+    line.textContent = `dissimilarity ${Number.isFinite(value) ? Number(value.toPrecision(3)) : "–"}`;
+    tip.append(both, line);
+    tip.hidden = false;
+    const frame = box.getBoundingClientRect();
+    const x = pointer.clientX - frame.left, y = pointer.clientY - frame.top;
+    tip.style.left = `${Math.max(0, Math.min(x + 14, frame.width - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${y + 16 + tip.offsetHeight > frame.height ? Math.max(0, y - tip.offsetHeight - 12) : y + 16}px`;
+  }
+
+  // --- Cortex -----------------------------------------------------------------------------------
+
+  let hemispheres = null;
+  function geometry() {
+    if (hemispheres) return hemispheres;
+    hemispheres = {};
+    for (const side of ["L", "R"]) {
+      const xyz = unpack(mesh.xyz[side], Int16Array);
+      const faces = unpack(mesh.faces[side], Uint16Array);
+      const n = mesh.n;
+      const part = { x: new Float32Array(n), y: new Float32Array(n), z: new Float32Array(n) };
+      const shift = side === "L" ? -44 : 44;
+      for (let v = 0; v < n; v++) {
+        part.x[v] = xyz[3 * v] / 10 + shift;
+        part.y[v] = xyz[3 * v + 1] / 10;
+        part.z[v] = xyz[3 * v + 2] / 10;
+      }
+      const corner = (c) => Uint16Array.from({ length: faces.length / 3 }, (_, f) => faces[3 * f + c]);
+      hemispheres[side] = { ...part, i: corner(0), j: corner(1), k: corner(2), sulcus: unpack(mesh.sulcus[side], Uint8Array) };
+    }
+    return hemispheres;
+  }
+
+  const views = {
+    "back": { eye: [0, -1.9, -0.35], up: [0, 0, 1], show: "LR" },
+    "ventral": { eye: [0, -0.01, -2], up: [0, 1, 0], show: "LR" },
+    "dorsal": { eye: [0, -0.01, 2], up: [0, 1, 0], show: "LR" },
+    "left": { eye: [-2, 0, 0], up: [0, 0, 1], show: "L" },
+    "left-medial": { eye: [2, 0, 0], up: [0, 0, 1], show: "L" },
+    "right-medial": { eye: [-2, 0, 0], up: [0, 0, 1], show: "R" },
+    "right": { eye: [2, 0, 0], up: [0, 0, 1], show: "R" },
+  };
+  const camera = (view) => {
+    const [x, y, z] = views[view].eye, [a, b, c] = views[view].up;
+    return { eye: { x, y, z }, up: { x: a, y: b, z: c }, center: { x: 0, y: 0, z: 0 }, projection: { type: "orthographic" } };
+  };
+
+  function paint(spec, index, side) {
+    const map = spec.maps[index], part = geometry()[side];
+    const steps = unpack(map.values[side].steps, Uint16Array);
+    const low = Number(map.values[side].low), step = Number(map.values[side].step);
+    const table = unpack(map.table, Uint8Array), last = table.length / 3 - 1;
+    const roi = spec.roi ? unpack(spec.roi[side], Uint16Array) : null;
+    const vertexcolor = new Array(steps.length), text = new Array(steps.length);
+    for (let v = 0; v < steps.length; v++) {
+      const where = roi && roi[v] ? `${spec.rois[roi[v] - 1]}<br>` : "";
+      if (steps[v] === 65535) {
+        const grey = Math.round(205 - 50 * part.sulcus[v] / 255);
+        vertexcolor[v] = `rgb(${grey},${grey},${grey})`;
+        text[v] = `${where}no value`;
+      } else {
+        const value = low + step * steps[v];
+        const at = 3 * Math.round(Math.min(1, Math.max(0, (value - map.low) / (map.high - map.low))) * last);
+        vertexcolor[v] = `rgb(${table[at]},${table[at + 1]},${table[at + 2]})`;
+        text[v] = where + (map.labels ? map.labels[Math.round(value)] : `${map.name}: ${Number(value.toPrecision(3))}`);
+      }
+    }
+    return { vertexcolor, text };
+  }
+
+  const hasWebGL = (() => {
+    let answer = null;
+    return () => (answer ??= Boolean(document.createElement("canvas").getContext("webgl")));
+  })();
+  // Browsers keep about sixteen WebGL contexts; the plots longest out of sight give theirs back.
+  const live = [];
+
+  async function drawCortex(box) {
+    const place = box.querySelector(".plot3d");
+    if (!hasWebGL()) {
+      place.querySelector(".wait").textContent = "This browser has no WebGL; the picture above shows the same map.";
+      place.style.height = "auto";
+      return;
+    }
+    const [spec] = await Promise.all([need(box.dataset.figure), load("assets/mesh.js")]);
+    const index = Number(box.dataset.map ?? 0);
+    const view = box.dataset.view ?? "back";
+    const traces = ["L", "R"].map((side) => {
+      const { x, y, z, i, j, k } = geometry()[side];
+      return {
+        type: "mesh3d", x, y, z, i, j, k, ...paint(spec, index, side), hoverinfo: "text",
+        name: side === "L" ? "left" : "right", visible: views[view].show.includes(side),
+        lighting: { ambient: 0.62, diffuse: 0.55, specular: 0.06, roughness: 0.85, fresnel: 0.05 },
+        lightposition: { x: -600, y: -2500, z: 2600 },
+      };
+    });
+    const hidden = { visible: false, showspikes: false };
+    const layout = {
+      width: place.clientWidth, height: place.clientHeight, margin: { l: 0, r: 0, t: 0, b: 0 },
+      paper_bgcolor: "rgba(0,0,0,0)", uirevision: view,
+      hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--muted"), font: { color: css("--text"), size: 12.5 } },
+      scene: { xaxis: hidden, yaxis: hidden, zaxis: hidden, aspectmode: "data", dragmode: "orbit", camera: box.camera ?? camera(view), bgcolor: "rgba(0,0,0,0)" },
+    };
+    $$(".wait", place).forEach((e) => e.remove());
+    await Plotly.react(place, traces, layout, { ...config, scrollZoom: false });
+    if (!live.includes(box)) live.push(box);
+    while (live.length > 6) {
+      const old = live.shift();
+      const its = old.querySelector(".plot3d");
+      old.camera = its.layout?.scene.camera;
+      Plotly.purge(its);
+      drawn.delete(old);
+      seen.observe(old);
+    }
+  }
+
+  function turn(box, key) {
+    const place = box.querySelector(".plot3d");
+    if (!place.layout) return false;
+    const now = place.layout.scene.camera;
+    const { x, y, z } = now.eye;
+    const step = Math.PI / 18, size = Math.hypot(x, y, z);
+    let around = Math.atan2(y, x), above = Math.asin(z / size), far = size;
+    if (key === "ArrowLeft") around -= step;
+    else if (key === "ArrowRight") around += step;
+    else if (key === "ArrowUp") above = Math.min(above + step, 1.55);
+    else if (key === "ArrowDown") above = Math.max(above - step, -1.55);
+    else if (key === "+" || key === "=") far /= 1.15;
+    else if (key === "-") far *= 1.15;
+    else return false;
+    const eye = { x: far * Math.cos(above) * Math.cos(around), y: far * Math.cos(above) * Math.sin(around), z: far * Math.sin(above) };
+    Plotly.relayout(place, { "scene.camera": { ...now, eye, up: { x: 0, y: 0, z: 1 } } });
+    return true;
+  }
+
+  function choose(box, name, value) {
+    box.dataset[name] = value;
+    if (name === "map") {
+      $$("[data-map]", box).forEach((e) => e.classList.toggle("on", e.dataset.map === value));
+    } else {
+      box.camera = null;
+      $$("[data-action=view]", box).forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.view === value)));
+    }
+    const place = box.querySelector(".plot3d");
+    if (name === "map" && place.layout) box.camera = place.layout.scene.camera;
+    if (drawn.has(box)) draw(box);
+  }
+  $$(".surface").forEach((box) => choose0(box));
+  function choose0(box) {
+    $$("[data-map='0']", box).forEach((e) => e.classList.add("on"));
+    const select = box.querySelector("select");
+    if (select) select.selectedIndex = 0;
+  }
+
+  // --- When a figure comes into view ------------------------------------------------------------
+
+  const drawers = { plot: drawPlot, rdm: drawMatrices, surface: drawCortex };
+  const drawn = new Set();
+  async function draw(box) {
+    drawn.add(box);
+    try {
+      await drawers[box.dataset.kind](box);
+      box.dataset.drawn = "yes";
+    } catch (error) {
+      console.error(error);
+      const words = document.createElement("p");
+      words.className = "wait";
+      words.textContent = `This plot could not be drawn (${error.message}). Its data are below.`;
+      (box.querySelector(".plot3d, .panels") ?? box).replaceChildren(words);
+    }
+  }
+  const boxes = $$("[data-figure]");
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      seen.unobserve(entry.target);
+      if (!drawn.has(entry.target)) draw(entry.target);
+    }
+  }, { rootMargin: "300px 0px" });
+  boxes.forEach((box) => seen.observe(box));
+
+  // The rest is drawn while nothing else happens, so that printing and searching find it.
+  const idle = window.requestIdleCallback ?? ((f) => setTimeout(f, 200));
+  function drawRest() {
+    const next = boxes.find((b) => b.dataset.kind !== "surface" && !drawn.has(b));
+    if (next) draw(next).then(() => idle(drawRest));
+  }
+  addEventListener("load", () => setTimeout(() => idle(drawRest), 1500));
+
+  const widths = new WeakMap();
+  const resized = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) {
+      const width = Math.round(contentRect.width);
+      if (widths.has(target) && widths.get(target) !== width && drawn.has(target)) {
+        clearTimeout(target.timer);
+        target.timer = setTimeout(() => draw(target), 120);
+      }
+      widths.set(target, width);
+    }
+  });
+  boxes.forEach((box) => resized.observe(box));
+
+  const redraw = () => boxes.forEach((b) => { if (b.dataset.drawn) draw(b); });
+
+  // --- Buttons ----------------------------------------------------------------------------------
+
+  const say = (text) => { document.querySelector(".said").textContent = text; };
+  const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const themeButton = document.querySelector(".theme");
+  function nameTheme() {
+    themeButton.textContent = isDark() ? "Light" : "Dark";
+    themeButton.setAttribute("aria-label", isDark() ? "Use light colours" : "Use dark colours");
+    themeButton.setAttribute("aria-pressed", String(isDark()));
+  }
+  nameTheme();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { nameTheme(); redraw(); });
+
+  async function copy(text, button) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = Object.assign(document.createElement("textarea"), { value: text });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+      button.focus();
+    }
+    const label = button.textContent;
+    button.textContent = "Copied";
+    say("Copied");
+    setTimeout(() => { button.textContent = label; }, 1500);
+  }
+
+  async function save(id, format) {
+    const place = document.getElementById(id);
+    const box = place.querySelector("[data-figure]");
+    if (!drawn.has(box)) await draw(box);
+    const plots = box.dataset.kind === "plot" ? [box] : $$(".matrix", box);
+    for (const [i, plot] of plots.entries()) {
+      const name = plots.length > 1 ? `${id}-${i + 1}` : id;
+      const layout = { ...plot.layout, paper_bgcolor: css("--paper") };
+      await Plotly.downloadImage({ data: plot.data, layout }, { format, filename: name, width: layout.width, height: layout.height, scale: format === "png" ? 3 : 1 });
+    }
+  }
+
+  const actions = {
+    theme() { root.dataset.theme = isDark() ? "light" : "dark"; nameTheme(); redraw(); },
+    copy(button) {
+      const from = document.getElementById(button.dataset.from);
+      copy(from.hidden || from.tagName === "PRE" ? from.textContent.trim() : from.innerText.trim(), button);
+    },
+    picture(button) { save(button.dataset.of, button.dataset.format); },
+    view(button) { choose(button.closest(".surface"), "view", button.dataset.view); },
+    larger(button) {
+      const box = button.closest(".rdm");
+      const large = box.classList.toggle("large");
+      button.setAttribute("aria-pressed", String(large));
+      if (drawn.has(box)) draw(box);
+    },
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-action]");
+    if (button) actions[button.dataset.action](button);
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("select[data-action=map]")) choose(event.target.closest(".surface"), "map", event.target.value);
+  });
+  $$(".plot3d").forEach((place) => place.addEventListener("keydown", (event) => {
+    if (!event.ctrlKey && !event.metaKey && !event.altKey && turn(place.closest(".surface"), event.key)) event.preventDefault();
+  }));
+
+  // --- Contents ---------------------------------------------------------------------------------
+
+  const toc = document.querySelector(".toc");
+  const wide = matchMedia("(min-width: 1100px)");
+  const fit = () => { toc.open = wide.matches; };
+  fit();
+  wide.addEventListener("change", fit);
+  toc.addEventListener("click", (event) => { if (event.target.closest("a") && !wide.matches) toc.open = false; });
+  const links = new Map($$("a[href^='#']", toc).map((a) => [a.getAttribute("href").slice(1), a]));
+  const marks = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+  function spy() {
+    const line = innerHeight * 0.3;
+    let here = marks[0];
+    for (const mark of marks) if (mark.getBoundingClientRect().top <= line) here = mark;
+    for (const [id, link] of links) {
+      if (id === here.id) link.setAttribute("aria-current", "location");
+      else link.removeAttribute("aria-current");
+    }
+    const item = links.get(here.id).parentElement;
+    const outer = item.parentElement.closest("li") ?? item;
+    $$(".toc > ol > li").forEach((li) => li.classList.toggle("open", li === outer));
+  }
+  let waiting = false;
+  addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; spy(); });
+  }, { passive: true });
+  spy();
+
+  // --- Paper ------------------------------------------------------------------------------------
+
+  addEventListener("beforeprint", () => {
+    root.dataset.screenTheme = root.dataset.theme ?? "";
+    root.dataset.theme = "light";
+    for (const plot of $$(".js-plotly-plot.plot")) {
+      Plotly.relayout(plot, { width: 640, "font.color": "#111", "xaxis.gridcolor": "#ddd", "yaxis.gridcolor": "#ddd" });
+    }
+  });
+  addEventListener("afterprint", () => {
+    if (root.dataset.screenTheme) root.dataset.theme = root.dataset.screenTheme;
+    else delete root.dataset.theme;
+    redraw();
+  });
+})();

@@ -1,0 +1,189 @@
+"""Text from data and file names, made safe for each place it goes to."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = [
+    "bibliography",
+    "clean",
+    "csv_bytes",
+    "format_interval",
+    "format_number",
+    "numbered",
+    "plot_text",
+    "safe_name",
+    "script_json",
+]
+
+# Lone surrogates (undecodable file names), control characters, and the marks that reorder text.
+_UNSHOWABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]")
+_CITATION = re.compile(r"\[@[^\[\]]+\]")
+
+
+def clean(text: object) -> str:
+    """Return text in which every character can be encoded and shown, others as U+FFFD."""
+    return _UNSHOWABLE.sub("\ufffd", str(text).replace("\r\n", "\n"))
+
+
+def plot_text(text: object) -> str:
+    """Return text that plotly, which reads a few HTML tags and entities, shows as it is."""
+    return html.escape(" ".join(clean(text).split()), quote=False)
+
+
+def safe_name(text: object) -> str:
+    """Return a file name or anchor of ``a-z0-9-`` for any text; different texts stay different."""
+    text = str(text)
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].strip("-")
+    if slug == text:
+        return slug
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{slug or 'x'}-{digest}"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {clean(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return _jsonable(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value if value is None else clean(value)
+
+
+def script_json(value: Any) -> str:
+    """Return JSON that can stand inside a script: no ``<``, no line separators, no NaN."""
+    text = json.dumps(_jsonable(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        value = clean(value)
+        return "'" + value if _FORMULA.match(value) else value
+    return value
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """Return a table as UTF-8 CSV; text that a spreadsheet would run as a formula is quoted.
+
+    Such text (its first character one of ``= + - @``) gets an apostrophe in front; numbers stay.
+    """
+    guarded = frame.copy()
+    guarded.columns = [_cell(str(c)) for c in frame.columns]
+    for i, kind in enumerate(frame.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            guarded.isetitem(i, [_cell(v) for v in frame.iloc[:, i]])
+    text = guarded.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    return text.encode("utf-8")
+
+
+def format_number(value: float, decimals: int | None = None) -> str:
+    """Return a number as a reader expects it: three figures, a true minus sign, no long tails."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    if decimals is None:
+        size = abs(value)
+        if size and (size < 1e-3 or size >= 1e7):
+            mantissa, exponent = f"{value:.1e}".split("e")
+            return f"{mantissa}×10^{int(exponent)}".replace("-", "−")
+        if float(value).is_integer():
+            decimals = 0
+        else:
+            decimals = 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
+    return f"{value:,.{decimals}f}".replace("-", "−").replace(",", "\u202f")
+
+
+def format_interval(value: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """Return an estimate and its interval, written with the decimals the interval deserves."""
+    if low is None or high is None or not np.isfinite([value, low, high]).all():
+        return format_number(value), ""
+    width = (high - low) / 2
+    decimals = int(np.clip(1 - np.floor(np.log10(width)), 0, 4)) if width > 0 else 3
+    written = [format_number(v, decimals) for v in (value, low, high)]
+    return written[0], f"[{written[1]}, {written[2]}]"
+
+
+def _braced(text: str, start: int) -> int:
+    """Return where the brace opened at `start` closes."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return i
+    return len(text)
+
+
+def _fields(entry: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    position = entry.find(",") + 1
+    while match := re.compile(r"\s*,?\s*([A-Za-z_]+)\s*=\s*").match(entry, position):
+        start = match.end()
+        if entry[start : start + 1] == "{":
+            end = _braced(entry, start)
+            value, position = entry[start + 1 : end], end + 1
+        elif entry[start : start + 1] == '"':
+            end = entry.find('"', start + 1)
+            end = len(entry) if end < 0 else end
+            value, position = entry[start + 1 : end], end + 1
+        else:
+            bare = re.compile(r"[^,}\s]*").match(entry, start)
+            value, position = (bare.group(), bare.end()) if bare else ("", start + 1)
+        fields[match.group(1).lower()] = " ".join(re.sub(r"[{}]", "", value).split())
+    return fields
+
+
+def bibliography(entry: str) -> tuple[str, str | None]:
+    """Return a BibTeX entry as one readable line, and the address of its DOI if it has one."""
+    f = _fields(entry)
+    if "title" not in f:
+        return " ".join(clean(entry).split()), None
+    authors = [
+        " ".join(reversed(a.split(", ", 1))) if ", " in a else a
+        for a in f.get("author", "").split(" and ")
+        if a.strip()
+    ]
+    who = ", ".join(authors[:6]) + (" et al." if len(authors) > 6 else "")
+    where = f.get("journal") or f.get("booktitle") or f.get("publisher") or ""
+    volume = f.get("volume", "") + (f"({f['number']})" if f.get("number") else "")
+    pages = f.get("pages", "").replace("--", "–")
+    place = ", ".join(x for x in (where, volume, pages) if x)
+    parts = [who, f"({f['year']})" if f.get("year") else "", f["title"].rstrip(".") + ".", place]
+    line = " ".join(p for p in parts if p)
+    doi = re.fullmatch(
+        r"(?:https?://(?:dx\.)?doi\.org/)?(10\.\d{4,9}/[^\s\"<>]+)", f.get("doi", "")
+    )
+    return clean(line), f"https://doi.org/{doi.group(1)}" if doi else None
+
+
+def numbered(text: str, numbers: Mapping[str, int]) -> list[tuple[str, list[int]]]:
+    """Split text at its citations ``[@key; @key]``: pieces of (text, numbers cited after it).
+
+    A citation with a key that has no entry stays in the text as it was written.
+    """
+    pieces: list[tuple[str, list[int]]] = []
+    begin = 0
+    for match in _CITATION.finditer(text):
+        keys = [k.strip().removeprefix("@") for k in re.split(r"[;,]", match.group()[1:-1])]
+        if all(k in numbers for k in keys):
+            pieces.append((text[begin : match.start()], [numbers[k] for k in keys]))
+            begin = match.end()
+    pieces.append((text[begin:], []))
+    return pieces
