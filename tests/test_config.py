@@ -67,7 +67,7 @@ def test_a_missing_key_is_named():
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="Did you mean 'demo.yaml'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'demo\.yaml'"):
         read_config(tmp_path / "dmo.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1")

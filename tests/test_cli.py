@@ -1,0 +1,123 @@
+"""The command line: one-line errors with the remedy, tracebacks on request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from brainalign.cli import main
+
+
+@pytest.fixture
+def images(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for command in (
+        "fetch",
+        "layers",
+        "features",
+        "encode",
+        "evaluate",
+        "report",
+        "demo",
+        "doctor",
+    ):
+        assert f"\n    {command} " in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fetch", "kay2071"], "Did you mean 'kay2017'"),
+        (["layers", "timm:resnet5"], "Did you mean"),
+        (["layers", "v1", "--select", "nowhere"], "nowhere"),
+        (["run", "nowhere.yaml"], "no configuration"),
+    ],
+)
+def test_an_error_is_one_line_with_its_remedy(words, message, capsys):
+    assert main(words) == 2
+    text = capsys.readouterr().err
+    lines = [line for line in text.splitlines() if line.startswith(f"brainalign {words[0]}:")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in text
+
+
+def test_debug_shows_the_traceback():
+    finished = subprocess.run(
+        [sys.executable, "-m", "brainalign.cli", "fetch", "nothing", "--debug"],
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr and "UnknownNameError" in finished.stderr
+
+
+def test_layers_and_features_of_a_folder_of_images(images, tmp_path, capsys):
+    assert main(["layers", "pixels"]) == 0
+    listed = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed
+    out = tmp_path / "f.json"
+    words = ["features", "pixels", "--stimuli", str(images), "--store", str(tmp_path / "store")]
+    assert main([*words, "--out", str(out)]) == 0
+    from brainalign.features import read_manifest
+
+    layers = read_manifest(out)
+    assert set(layers) <= set(listed) and layers
+    for ds in layers.values():
+        assert ds["stimulus_id"].values.tolist() == ["0", "1", "2", "3", "4"]
+        assert np.isfinite(ds["features"].values).all()
+
+
+def test_an_optional_model_that_cannot_be_had_says_why(tmp_path):
+    card = tmp_path / "card.json"
+    words = ["layers", "timm:mobilenetv2_100", "--weights", "nowhere.safetensors"]
+    assert main([*words, "--out", str(card)]) == 2
+    assert not card.exists()
+    assert main([*words, "--out", str(card), "--optional"]) == 0
+    record = json.loads(card.read_text())
+    assert record["available"] is False and "nowhere.safetensors" in record["reason"]
+
+
+def test_an_optional_study_that_cannot_be_had_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAINALIGN_DATA", str(tmp_path / "data"))
+    status = tmp_path / "s.json"
+
+    def refuse(*args, **kwargs):
+        from brainalign.errors import UnavailableError
+
+        raise UnavailableError("No source gave it.", "Set BRAINALIGN_MIRROR.")
+
+    monkeypatch.setattr("brainalign.data.studies.haxby2001.fetch", refuse)
+    assert main(["fetch", "haxby2001", "--status", str(status)]) == 2
+    assert not status.exists()
+    assert main(["fetch", "haxby2001", "--status", str(status), "--optional"]) == 0
+    record = json.loads(status.read_text())
+    assert record["available"] is False
+    assert record["reason"] == "No source gave it. Set BRAINALIGN_MIRROR."
+
+
+def test_doctor_finds_this_machine(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("BRAINALIGN_MIRROR", str(tmp_path))
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "torch" in text and "data folder" in text and "holds no known study" in text
+    monkeypatch.setenv("BRAINALIGN_MIRROR", str(tmp_path / "nowhere"))
+    assert main(["doctor"]) == 1
+    assert "-> export BRAINALIGN_MIRROR=" in capsys.readouterr().out
