@@ -483,6 +483,12 @@ def test_verified_files_are_hashed_once(server, tmp_path, monkeypatch):
     assert hashed
 
 
+def test_checking_a_folder_writes_nothing(tmp_path):
+    (tmp_path / "a.bin").write_bytes(GOOD)
+    verify_files({"a.bin": entry("")}, "toy", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
 def test_full_disk_stops_before_the_first_byte(server, tmp_path, monkeypatch):
     def refuse(path, n_bytes):
         raise DiskSpaceError(f"needs {n_bytes} bytes")

@@ -213,8 +213,6 @@ def verify_files(
             f"(expected sha256 {chosen[bad[0]].sha256}, got {sha256_file(folder / bad[0])}).",
             remedy,
         )
-    with contextlib.suppress(OSError):
-        _stamp(folder, chosen)
 
 
 def mirror_folder() -> Path | None:

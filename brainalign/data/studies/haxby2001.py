@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def fetch(
     )
 
 
-def load(folder: str | os.PathLike[str] | None = None) -> Study:
+def load(
+    folder: str | os.PathLike[str] | None = None, *, full: Sequence[int] | None = None
+) -> Study:
     """Load subject 1: the posterior half of one axial slice over 12 runs, and 25 mm volumes.
 
     The labels already include the haemodynamic delay: do not shift them. The study distributes no
@@ -108,6 +110,8 @@ def load(folder: str | os.PathLike[str] | None = None) -> Study:
     ----------
     folder : path, optional
         Where `fetch` put the files. Default: the cache.
+    full : sequence of int, optional
+        Load these subjects of the full study instead, each as `load_full` does.
 
     Returns
     -------
@@ -118,8 +122,8 @@ def load(folder: str | os.PathLike[str] | None = None) -> Study:
 
         - ``coarse``: 25 mm voxels of the brain mask (time 1452, neuroid 129), with ``roi_mask``
           (brain, gray, white, vt) and ``hoc`` (label of the Harvard-Oxford atlas).
-        - ``events``: DataFrame with run, onset (s), duration (s), trial_type: 96 blocks.
-        - ``motion``: (time, 6) motion estimates.
+        - ``events``: Dataset of the 96 blocks: run, onset (s), duration (s), trial_type.
+        - ``motion``: motion estimates (time, parameter 6).
 
     Raises
     ------
@@ -131,8 +135,10 @@ def load(folder: str | os.PathLike[str] | None = None) -> Study:
     Haxby et al. 2001, Science 293:2425-2430.
     """
     import nibabel
-    import pandas as pd
 
+    if full is not None:
+        parts = [load_full(subject) for subject in full]
+        return Study("haxby2001", {k: v for part in parts for k, v in part.responses.items()})
     root = open_study(__name__, REGISTRY, FOLDER, folder)
     mask = _image(root / "mask.nii.gz")
     labels = _labels(root / "attributes_literal.txt")
@@ -146,14 +152,27 @@ def load(folder: str | os.PathLike[str] | None = None) -> Study:
 
     sub = root / "haxby2001" / "sub001"
     runs = [sub / "BOLD" / f"task001_run{run:03d}" for run in range(1, 13)]
-    events = pd.concat(
-        [
-            pd.read_csv(path / "bold_events.tsv", sep="\t").assign(run=run)
-            for run, path in enumerate(runs)
-        ],
-        ignore_index=True,
+    rows: list[tuple[Any, ...]] = [
+        (run, *line.split("\t"))
+        for run, path in enumerate(runs)
+        for line in (path / "bold_events.tsv").read_text().splitlines()[1:]
+    ]
+    events = xr.Dataset(
+        {
+            "run": ("event", np.array([run for run, *_ in rows])),
+            "onset": ("event", np.array([float(row[1]) for row in rows]), {"units": "s"}),
+            "duration": ("event", np.array([float(row[2]) for row in rows]), {"units": "s"}),
+            "trial_type": ("event", np.array([row[3] for row in rows])),
+        }
     )
-    motion = np.concatenate([np.loadtxt(path / "bold_moest.txt") for path in runs])
+    motion = xr.Dataset(
+        {
+            "motion": (
+                ("time", "parameter"),
+                np.concatenate([np.loadtxt(path / "bold_moest.txt") for path in runs]),
+            )
+        }
+    )
     masks = {
         name: np.asarray(_image(sub / "masks" / "25mm" / f"{name}.nii.gz").dataobj)
         for name in ("brain", "gray", "white", "vt", "hoc")

@@ -156,7 +156,8 @@ def load(
         presentation), ``performance``
           (model, neuroid) and ``parameters`` (model, neuroid, parameter), NaN where a model has
           fewer.
-        - ``noise_ceiling`` (neuroid) and ``noise_ceiling_samples`` (sample, neuroid), % R2.
+        - ``noise_ceiling``: ``ceiling`` (neuroid), % R2, the median of ``samples`` (sample,
+        neuroid).
 
     Raises
     ------
@@ -365,9 +366,13 @@ def _experiment1(root: Path, names: list[str], stimuli_folder: Path) -> dict[str
             coords={"model": models, **neuroid, "stimulus_id": ("presentation", names)},
             attrs={"units": _UNITS, "performance": "% R2 relative to zero"},
         ),
-        "noise_ceiling": xr.DataArray(value["nc"][0], dims="neuroid", coords=neuroid),
-        "noise_ceiling_samples": xr.DataArray(
-            value["ncdist"], dims=("sample", "neuroid"), coords=neuroid
+        "noise_ceiling": xr.Dataset(
+            {
+                "ceiling": ("neuroid", value["nc"][0]),
+                "samples": (("sample", "neuroid"), value["ncdist"]),
+            },
+            coords=neuroid,
+            attrs={"units": "% R2 relative to zero"},
         ),
     }
 
