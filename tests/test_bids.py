@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainalign.data import bids
+from brainalign.data import bids, maps, store
 from brainalign.data.schema import validate
 from brainalign.data.simulate import simulate_timeseries
 from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError
@@ -84,6 +84,26 @@ def test_beta_series_of_a_derivatives_folder(tree):
     assert set(ds["hemisphere"].values) == {""}
     one = bids.read_derivatives(root, "sub-01", ses="2", run="1", mask=None)
     assert one["responses"].shape == (3, mask.sum())
+
+
+def test_one_image_per_trial(tree, tmp_path):
+    _, betas, mask = tree
+    files = [save(betas[..., i], tmp_path / f"beta_{i:04d}.nii") for i in range(12)]
+    table = pd.DataFrame({"stimulus_id": list("abcbcdacddab")})
+    ds = bids.read_betas(files, table, mask=mask)
+    np.testing.assert_array_equal(ds["responses"].values, betas[mask].T)
+    assert set(ds["run"].values) == {1}
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".nc"])
+def test_what_was_read_is_stored_with_its_grid(tree, tmp_path, suffix):
+    root, _, mask = tree
+    ds = bids.add_rois(bids.read_derivatives(root, "01"), {"all": np.ones(mask.sum(), bool)})
+    read = store.read(store.write(ds, tmp_path / f"r{suffix}", "responses"), "responses")
+    image = nib.load(maps.write_nifti(read.assign(n=read["roi_mask"][:, 0] * 1.0),
+                                      tmp_path / "n.nii.gz", "n", fill=0))  # fmt: skip
+    np.testing.assert_allclose(image.affine, AFFINE)
+    np.testing.assert_array_equal(image.get_fdata() > 0, mask)
 
 
 def test_runs_are_found_in_natural_order_with_their_tables(tree):

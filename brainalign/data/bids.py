@@ -91,7 +91,8 @@ def read_betas(
     Parameters
     ----------
     images : path, sequence of paths, or mapping of "L" and "R" to either
-        4-D NIfTI files, or GIfTI files per hemisphere, one per run or session, in order.
+        4-D NIfTI files, or GIfTI files per hemisphere, one per run or session, in order; or 3-D
+        files, one per trial.
     trials : path, DataFrame, or sequence of them
         Tables (tsv) with one row per volume, one per image or one for all. Rows whose stimulus
         is ``n/a`` are other events and are left out.
@@ -232,7 +233,8 @@ def first_level(
     hrf_model, drift_model, high_pass, noise_model, slice_time_ref
         As in `nilearn.glm.first_level.FirstLevelModel`.
     confounds : sequence of DataFrame, optional
-        One per run; a column becomes a regressor. NaN (first rows of derivatives) become 0.
+        One per run, as `nilearn.interfaces.fmriprep.load_confounds` gives them; a column becomes a
+        regressor. NaN (first rows of derivatives) become 0.
     signal_scaling : bool
         Divide each run by its mean, neuroid by neuroid, for betas in percent signal change.
 
@@ -487,7 +489,8 @@ def find_runs(
     tables_root : path, optional
         Where else to look for tables (the raw dataset).
     **wanted : str
-        Entities the images must have: space="T1w", task="floc", ses="01", desc="preproc".
+        Entities the images must have: space="T1w", task="floc", ses="01", desc="preproc"; ""
+        for none.
 
     Returns
     -------
@@ -509,7 +512,9 @@ def find_runs(
     pattern = re.compile(rf"_({'|'.join(suffixes)})\.(nii|nii\.gz|gii|func\.gii|shape\.gii)$")
     own = sorted(p for p in root.rglob(f"sub-{subject}_*") if p.is_file())
     fitting = [p for p in own if pattern.search(p.name)]
-    chosen = [p for p in fitting if all(entities(p).get(k) == str(v) for k, v in wanted.items())]
+    chosen = [
+        p for p in fitting if all(entities(p).get(k, "") == str(v) for k, v in wanted.items())
+    ]
     if not chosen:
         subjects = sorted({s for p in root.rglob("sub-*") if (s := entities(p).get("sub"))})
         looked = f"sub-{subject}_*" + "".join(f"_{k}-{v}" for k, v in wanted.items())
@@ -1277,6 +1282,8 @@ def _trial_table(
     frame = pd.concat(rows, ignore_index=True)
     volume = np.repeat(np.arange(len(runs)), counts)
     from_images = np.array(_numbers(runs))[volume]
+    if len(runs) > 1 and max(counts) == 1 and "run" not in entities(next(iter(runs[0].values()))):
+        from_images[:, 1] = 1  # One image per trial: their number is no run.
     for i, column in enumerate(("session", "run")):
         empty = frame[column].isna().any()
         frame[column] = from_images[:, i] if empty else _as_numbers(frame[column])

@@ -929,7 +929,8 @@ def _noise(plan: _Plan, start: int, stop: int) -> NDArray:
         out = np.empty((n_rows, stop - start), dtype=np.float32)
         for i in range(start, stop):
             out[:, i - start] = white(i)
-        return out * sd
+        out *= sd
+        return out
     kernel = _kernel(plan, start, stop)
     smooth = np.zeros((stop - start, n_rows), dtype=np.float32)
     for first in range(0, plan.n_neuroids, _BLOCK):
