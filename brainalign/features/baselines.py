@@ -29,12 +29,14 @@ from brainalign.errors import ConfigError, near
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["BASELINES", "Kay2017", "Pixels", "V1Energy", "gabor_bank", "gabor_amplitude"]
+__all__ = ["BASELINES", "Kay2017", "Pixels", "V1Energy", "gabor_amplitude", "gabor_bank"]
 
 ENVELOPE_CUT = 0.01
 
 
-def gabor_bank(wavelength: float, n_orientations: int = 8, size: int | None = None) -> Tensor:
+def gabor_bank(
+    wavelength: float, n_orientations: int = 8, size: int | None = None, *, balanced: bool = False
+) -> Tensor:
     """Return quadrature Gabor kernels of one octave, shape (2, orientation, size, size).
 
     Parameters
@@ -45,11 +47,14 @@ def gabor_bank(wavelength: float, n_orientations: int = 8, size: int | None = No
         Evenly spaced over 180 degrees, from 0 (horizontal) counter-clockwise.
     size : int, optional
         Side in pixels; by default the smallest odd number that holds the cut envelope.
+    balanced : bool
+        Take the envelope's share of their mean off the cosine kernels, so that a uniform image
+        gives nothing; the published bank keeps it.
 
     Returns
     -------
     tensor, float32
-        Cosine then sine phase; the cosine ones keep their mean (below 1 % of their amplitude).
+        Cosine then sine phase.
     """
     sigma = 3 * wavelength * math.sqrt(math.log(2) / 2) / math.pi
     if size is None:
@@ -65,6 +70,8 @@ def gabor_bank(wavelength: float, n_orientations: int = 8, size: int | None = No
     u = x * torch.sin(theta) + y * torch.cos(theta)
     carrier = torch.cos(2 * math.pi * u / wavelength + phase)
     gabor = envelope * carrier
+    if balanced:
+        gabor = gabor - envelope * gabor.sum((-1, -2), keepdim=True) / envelope.sum()
     return (gabor / (0.5 * (gabor * carrier).sum((-1, -2), keepdim=True))).float()
 
 
@@ -121,7 +128,9 @@ class V1Energy(nn.Module):
         self.grid = grid
         self.constant = constant
         self.bank: Tensor
-        self.register_buffer("bank", gabor_bank(self.PIXELS_PER_CYCLE, n_orientations))
+        self.register_buffer(
+            "bank", gabor_bank(self.PIXELS_PER_CYCLE, n_orientations, balanced=True)
+        )
         self.amplitude = Tap()
         self.normalised = Tap()
 
@@ -180,9 +189,7 @@ class Pixels(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the pixels as vectors, shape (image, 3 * side ** 2)."""
-        x = functional.interpolate(
-            image, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False
-        )
+        x = functional.adaptive_avg_pool2d(image, self.side)
         weights = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
         self.luminance((x * weights).sum(1).flatten(1))
         return self.rgb(x.flatten(1))

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -186,7 +187,7 @@ def images_of(
     stimuli: Stimuli,
     batches: Sequence[range],
     workers: int = 2,
-) -> Iterator[tuple[range, Tensor]]:
+) -> Generator[tuple[range, Tensor], None, None]:
     """Yield each batch with its transformed images, decoded by threads one batch ahead."""
 
     def load(i: int) -> Tensor:
@@ -360,6 +361,8 @@ class _Store:
                 values = np.asarray(array[start : start + BLOCK])
             except (OSError, ValueError, RuntimeError, IndexError):
                 log.warning("%s: the block at %d is damaged and made again", self.partial, start)
+                # Writing into a shard reads it first: a damaged one has to go.
+                shutil.rmtree(self.partial / "features" / "c" / str(start // BLOCK))
                 continue
             # What was never written reads as the fill value, NaN; what is written is finite.
             if np.isfinite(values).all():

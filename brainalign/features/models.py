@@ -341,7 +341,7 @@ def _by_name(name: str, request: _Request) -> Model:
     loaders = {"open_clip": _open_clip, "timm": _timm, "transformers": _transformers}
     if not colon or source not in loaders or not rest:
         known = [*baselines.BASELINES, SMALL_CLIP, *SOURCES]
-        hint = near(source, known) if colon else near(name, known) or _near_source(name)
+        hint = near(name, known) or near(source, known) or _near_source(name)
         raise UnknownNameError(
             f"There is no model {name!r}.{hint}",
             f"Known: {', '.join([*baselines.BASELINES, SMALL_CLIP])}, and names that begin with "
@@ -557,7 +557,7 @@ def _open_clip(rest: str, request: _Request) -> Model:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return any(folder.glob(f"*.{suffix}") for suffix in ("safetensors", "bin", "pt", "pth"))
+    return any(f.suffix in (".safetensors", ".bin", ".pt", ".pth") for f in folder.iterdir())
 
 
 def _pair(size: Any) -> list[int]:
@@ -624,7 +624,7 @@ def _transformers(rest: str, request: _Request) -> Model:
     if local and not Path(rest, "config.json").is_file():
         raise UnavailableError(f"{rest} holds no transformers model: there is no config.json.")
 
-    def make() -> tuple[nn.Module, Any]:
+    def make() -> tuple[Any, Any]:
         changes: dict[str, Any] = {}
         if request.mean is not None:
             changes["image_mean"] = list(request.mean)
@@ -724,19 +724,21 @@ def _instance(
         "module_sha256": sha256_of(repr(module)),
     }
     name = f"instance:{type(module).__name__}"
-    forward = module.encode_image if hasattr(module, "encode_image") else module
+    forward: Any = getattr(module, "encode_image", module)
     return Model(name, module, transform, preprocessing, forward)
 
 
 def _standard_transform(
     size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Image], Tensor]:
-    v2 = _library("torchvision.transforms", "torchvision")
-    return v2.Compose(
+    transforms = _library("torchvision.transforms", "torchvision")
+    return transforms.Compose(
         [
-            v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.CenterCrop(size),
-            v2.ToTensor(),
-            v2.Normalize(list(mean), list(std)),
+            transforms.Resize(
+                size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True
+            ),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(list(mean), list(std)),
         ]
     )
