@@ -1,0 +1,27 @@
+"""Sphinx configuration; built with warnings as errors."""
+
+from brainalign import __version__
+
+project = "brainalign"
+author = "The brainalign developers"
+copyright = "The brainalign developers"
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "brainalign"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+default_role = "code"
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
