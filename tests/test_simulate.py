@@ -398,3 +398,17 @@ def test_bad_input_is_named():
             simulate(x, **{**kw, **bad})
     with pytest.raises(ConfigError, match="autocorrelation"):
         simulate_timeseries(x, autocorrelation=1.0, **kw)
+
+
+def test_weights_of_uncorrelated_features_are_recovered_closely():
+    x = np.random.default_rng(0).normal(size=(500, 24))
+    made = simulate(x, neuroids=300, null=0.0)
+    live = made.truth["ncsnr"].values > 0
+    design = np.column_stack([np.ones(500), standardised(x, made.truth)])
+    y = by_repetition(made.responses).mean(axis=0)
+    found = np.linalg.lstsq(design, y, rcond=None)[0][1:].T
+    r = [
+        np.corrcoef(a, b)[0, 1]
+        for a, b in zip(found[live], made.truth["weights"].values[live], strict=True)
+    ]
+    assert np.median(r) > 0.97 and min(r) > 0.85
