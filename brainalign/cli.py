@@ -153,25 +153,33 @@ def _features(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     from brainalign.data.stimuli import read_stimuli
-    from brainalign.data.store import read
-    from brainalign.encoding import encode_to
+    from brainalign.data.store import provenance, read
+    from brainalign.encoding import encode, write_result
     from brainalign.features import read_manifest
 
-    encode_to(
-        args.out,
+    stimuli = read_stimuli(args.stimuli)
+    result = encode(
         read_manifest(args.features),
         read(args.responses, "responses"),
-        stimuli=read_stimuli(args.stimuli),
+        splits=args.folds,
         alphas=args.alphas,
-        folds=args.folds,
-        inner=args.inner,
-        permutations=args.permutations,
-        invalid=args.invalid,
-        components=args.components,
-        minimum_ceiling=args.minimum_ceiling,
+        inner_cv=args.inner,
+        choose=args.choose,
+        bad_neuroids=args.invalid,
+        stimulus_sha256=dict(zip(stimuli.ids, stimuli.sha256, strict=True)),
+        ceiling_threshold=args.minimum_ceiling,
+        permutation="auto" if args.permutations else "none",
+        n_permutations=args.permutations,
         seed=args.seed,
+        device=args.device,
     )
+    settings = {k: v for k, v in vars(args).items() if k in _ENCODE_SETTINGS}
+    made_by = provenance(config=settings, inputs=[args.features, args.responses], seed=args.seed)
+    write_result(result, args.out, provenance=made_by, overwrite=True)
     return 0
+
+
+_ENCODE_SETTINGS = ("alphas", "folds", "inner", "choose", "invalid", "permutations")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -292,6 +300,10 @@ _ANALYSES: dict[str, Callable[[argparse.Namespace], Any]] = {
 }
 
 
+def _inner(word: str) -> int | str:
+    return int(word) if word.isdigit() else word
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help="e.g. open_clip:ViT-B-16/laion2b_s34b_b88k, timm:resnet50, v1"
@@ -372,10 +384,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--alphas", type=float, nargs="+", default=[10.0**k for k in range(7)])
     p.add_argument("--folds", type=int, default=5)
-    p.add_argument("--inner", choices=("loo", "gcv", "kfold"), default="loo")
+    p.add_argument("--inner", type=_inner, default="loo", help="loo, gcv or a number of folds")
+    p.add_argument("--choose", choices=("neuroid", "roi", "all"), default="neuroid")
     p.add_argument("--permutations", type=int, default=1000)
     p.add_argument("--invalid", choices=("raise", "exclude"), default="raise")
-    p.add_argument("--components", type=int)
+    p.add_argument("--device", default="auto")
     p.add_argument("--minimum-ceiling", type=float, default=0.05)
 
     p = command("evaluate", _evaluate, "turn results into a section of the report")
