@@ -17,6 +17,8 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 PIP_INSTALL := $(PY) -m pip install --constraint constraints.txt --editable
 UV_COMPILE := .venv-lock/bin/uv --quiet pip compile pyproject.toml --universal --python-version 3.11 \
 	--fork-strategy fewest --custom-compile-command "make lock"
+# Snakemake from 9.16 on holds packaging below 26, and nilearn from 0.14 on needs 26: the newer nilearn is wanted.
+PREFERRED := nilearn>=0.14
 COMMA := ,
 # Workers share the cores already, so each keeps to one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -53,7 +55,8 @@ docs: $(VENV)/.ready-dev  ## Build the documentation; a warning is an error
 
 lock: $(PY)  ## Choose versions anew: constraints.txt, and requirements.lock with hashes
 	test -x .venv-lock/bin/uv || { $(PY) -m venv .venv-lock && .venv-lock/bin/python -m pip install uv; }
-	$(UV_COMPILE) --all-extras --no-annotate > .venv-lock/universal.txt
+	echo '$(PREFERRED)' > .venv-lock/preferred.txt
+	$(UV_COMPILE) --all-extras --no-annotate -c .venv-lock/preferred.txt > .venv-lock/universal.txt
 	sed 's/ ;.*//' .venv-lock/universal.txt > .venv-lock/constraints.txt
 	$(UV_COMPILE) --extra all --generate-hashes --no-annotate -c .venv-lock/constraints.txt > .venv-lock/requirements.lock
 	mv .venv-lock/constraints.txt constraints.txt
