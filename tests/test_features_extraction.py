@@ -74,8 +74,12 @@ def convolutional(seed: int = 0) -> nn.Module:
 
 
 def small(seed: int = 0, std: float = 0.5):
+    def transform(image: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(image, np.float32) / 255
+        return torch.from_numpy((pixels - 0.5) / std).movedim(-1, 0)
+
     return load_model(
-        convolutional(seed), image_size=16, mean=[0.5] * 3, std=[std] * 3, device="cpu"
+        convolutional(seed), transform=transform, mean=[0.5] * 3, std=[std] * 3, device="cpu"
     )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from torch import nn
 from brainalign.errors import (
     ChecksumError,
     ConfigError,
+    MissingDependencyError,
     SchemaError,
     UnavailableError,
     UnknownNameError,
@@ -323,6 +328,100 @@ def test_transformers_folder(kind, tmp_path):
     assert changed.transform(noise()).max() <= 1
 
 
+def test_transformers_clip_embeds_texts(tmp_path):
+    import transformers as tr
+
+    folder = _save_transformers(tmp_path, "clip")
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "d", "o", "g</w>", "og</w>", "dog</w>"]
+    tr.CLIPTokenizer(
+        vocab={w: i for i, w in enumerate(words)}, merges=[("o", "g</w>"), ("d", "og</w>")]
+    ).save_pretrained(folder)
+    model = load_model(f"transformers:{folder}", device="cpu")
+    embedded = model.encode_text(["a dog", "dog"])
+    with torch.no_grad():
+        alone = [
+            model.module.text_projection(
+                model.module.text_model(input_ids=torch.tensor([ids])).pooler_output
+            )
+            for ids in ([0, 2, 7, 1], [0, 7, 1])
+        ]
+    torch.testing.assert_close(embedded, torch.cat(alone), atol=1e-5, rtol=1e-4)
+    labelled = zero_shot(model, Images([noise()]), ["dog", "a"], templates=["{}"])
+    assert labelled["probability"].sum() == pytest.approx(1, abs=1e-6)
+
+
+# --- the hub -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server that answers as the hub does, for the folders under ``tmp_path / "hub"``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def answer(self, code, body=b"", **headers):
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            folder = tmp_path / "hub" / "/".join(parts[:2])
+            if self.path == "/":
+                self.answer(200)
+            elif "resolve" not in parts or not folder.is_dir():
+                self.answer(404, X_Error_Code="RepoNotFound")
+            elif not (folder / parts[-1]).is_file():
+                self.answer(404, X_Error_Code="EntryNotFound")
+            else:
+                body = (folder / parts[-1]).read_bytes()
+                tag = hashlib.sha256(body).hexdigest()
+                self.answer(200, body, ETag=f'"{tag}"', X_Repo_Commit="a" * 40)
+
+        do_HEAD = do_GET
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def stop():
+        server.shutdown()
+        server.server_close()
+
+    yield SimpleNamespace(folder=tmp_path / "hub" / "someone", stop=stop)
+    stop()
+
+
+def test_models_come_from_the_hub_and_then_from_the_cache(hub, clip_folder):
+    hub.folder.mkdir(parents=True)
+    _save_transformers(hub.folder / "vit", "vit")
+    shutil.copytree(clip_folder, hub.folder / "clip")
+    pairs = {
+        "transformers:someone/vit": f"transformers:{hub.folder / 'vit'}",
+        "open_clip:hf-hub:someone/clip": f"open_clip:local-dir:{clip_folder}",
+    }
+    hashes = {name: load_model(name, device="cpu").weights_sha256 for name in pairs}
+    for name, local in pairs.items():
+        assert hashes[name] == load_model(local, device="cpu").weights_sha256
+    for name in ("transformers:someone/vi", "open_clip:hf-hub:someone/clop"):
+        with pytest.raises(UnknownNameError, match="no model for"):
+            load_model(name)
+    hub.stop()
+    for name, sha in hashes.items():
+        assert load_model(name, device="cpu").weights_sha256 == sha
+
+
 # --- instances ---------------------------------------------------------------------------------
 
 
@@ -336,6 +435,23 @@ def test_instance_with_transform_or_settings():
     assert made.preprocessing["probe_sha256"] != other.preprocessing["probe_sha256"]
     with pytest.raises(ConfigError, match="needs transform"):
         load_model(module)
+    with pytest.raises(ConfigError, match="JSON-able"):
+        load_model("pixels", options={"side": module})
+
+
+def test_instance_of_a_dual_encoder_runs_its_image_tower(clip_folder, tmp_path):
+    import transformers as tr
+
+    named = [
+        load_model(f"open_clip:local-dir:{clip_folder}", device="cpu"),
+        load_model(f"transformers:{_save_transformers(tmp_path, 'clip')}", device="cpu"),
+    ]
+    bare = [named[0].module, tr.AutoModel.from_pretrained(tmp_path)]
+    for one, module in zip(named, bare, strict=True):
+        instance = load_model(module, transform=one.transform, device="cpu")
+        x = one.transform(noise())[None]
+        torch.testing.assert_close(instance.encode_image(x), one.encode_image(x))
+        assert instance.layers() == one.layers()
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -380,6 +496,12 @@ def test_no_network_is_said_quickly(name, offline_hub, monkeypatch, tmp_path):
         load_model(name)
     assert time.perf_counter() - start < 15
     assert before == constants.HF_HUB_OFFLINE
+
+
+def test_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingDependencyError, match=r"brainalign\[features\]"):
+        load_model("timm:resnet18")
 
 
 def test_arguments_that_do_not_go_together(clip_folder):

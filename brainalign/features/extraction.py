@@ -230,7 +230,8 @@ class _Runner:
 
     def __enter__(self) -> _Runner:
         self.stack.enter_context(hooked(self.model.module, self.names, self._receive))
-        self.stack.enter_context(torch.inference_mode())
+        # Not inference_mode: buffers that a model caches in it could never be used with gradients.
+        self.stack.enter_context(torch.no_grad())
         # TensorFloat-32, the default of cuDNN, would part a GPU from a CPU in the third digit.
         self.stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
         if self.autocast is not None:

@@ -135,7 +135,7 @@ def trace(module: nn.Module, forward: Callable[[Tensor], Any], image: Tensor) ->
         def receive(name: str, output: Tensor, shapes: dict[str, tuple[int, ...]] = shapes) -> None:
             shapes[name] = tuple(output.shape)
 
-        with hooked(module, None, receive), torch.inference_mode():
+        with hooked(module, None, receive), torch.no_grad():
             output = tensor_of(forward(image.expand(n, *image.shape)))
         if output is not None:
             shapes.setdefault(OUTPUT, tuple(output.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import urllib.error
@@ -284,6 +285,12 @@ def load_model(
     """
     target = resolve_device(device)
     options = dict(options or {})
+    try:
+        json.dumps(options)
+    except TypeError as error:
+        raise ConfigError(
+            f"options must be JSON-able, for they name what the features were made with: {error}."
+        ) from error
     request = _Request(options, mean, std, image_size, seed)
     if isinstance(name, nn.Module):
         model = _instance(name, transform, request)
@@ -674,18 +681,16 @@ def _transformers(rest: str, request: _Request) -> Model:
     text: Callable[[list[str]], Tensor] | None = None
     forward: Callable[[Tensor], Any]
     if hasattr(module, "get_image_features"):
-
-        def forward(images: Tensor) -> Any:
-            return _pooled(module.get_image_features(pixel_values=images))
-
+        forward = _image_features(module)
         tokenizer: list[Any] = []
 
         def text(texts: list[str]) -> Tensor:
             if not tokenizer:
                 tokenizer.append(library.AutoTokenizer.from_pretrained(rest))
             # SigLIP was trained on texts padded to full length; CLIP ignores what follows the end.
+            length = module.config.text_config.max_position_embeddings
             tokens = tokenizer[0](
-                texts, padding="max_length", truncation=True, return_tensors="pt"
+                texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             ).to(next(module.parameters()).device)
             return _pooled(module.get_text_features(**tokens))
 
@@ -695,6 +700,15 @@ def _transformers(rest: str, request: _Request) -> Model:
             return module(pixel_values=images)
 
     return Model(full, module, transform, preprocessing, forward, text)
+
+
+def _image_features(module: Any) -> Callable[[Tensor], Tensor]:
+    """Return what runs the image tower of a dual encoder of transformers."""
+
+    def forward(images: Tensor) -> Tensor:
+        return _pooled(module.get_image_features(pixel_values=images))
+
+    return forward
 
 
 def _pooled(output: Any) -> Tensor:
@@ -725,6 +739,8 @@ def _instance(
     }
     name = f"instance:{type(module).__name__}"
     forward: Any = getattr(module, "encode_image", module)
+    if hasattr(module, "get_image_features"):
+        forward = _image_features(module)
     return Model(name, module, transform, preprocessing, forward)
 
 

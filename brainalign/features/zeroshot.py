@@ -78,7 +78,7 @@ def zero_shot(
     batches = [
         range(i, min(i + batch_size, len(stimuli))) for i in range(0, len(stimuli), batch_size)
     ]
-    with torch.inference_mode():
+    with torch.no_grad():
         embedded = [
             functional.normalize(model.encode_text(texts[i : i + 256]).float(), dim=-1)
             for i in range(0, len(texts), 256)
