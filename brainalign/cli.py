@@ -7,12 +7,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from brainalign import __version__
-from brainalign.errors import BrainalignError, MissingDependencyError, UnavailableError
+from brainalign.errors import (
+    BrainalignError,
+    ConfigError,
+    MissingDependencyError,
+    UnavailableError,
+    near,
+)
 
 __all__ = ["main"]
 
@@ -72,18 +78,42 @@ def _use_data_home(folder: Path | None) -> None:
 
 
 def _responses(args: argparse.Namespace) -> int:
-    from brainalign.data import bids, studies
+    from brainalign.data import studies
     from brainalign.data.bundle import write_bundle
     from brainalign.data.store import provenance
+    from brainalign.data.studies import local
 
     _use_data_home(args.data)
+    subjects = args.subjects
     if args.study == "bids":
-        study = bids.load_study(subjects=args.subjects, **args.parameters)
+        _check_parameters(local.load, args.parameters, {"subjects"})
+        study = local.load(subjects=subjects, **args.parameters)
+        subjects = None
     else:
-        study = studies.get(args.study).load(**args.parameters)
+        module = studies.get(args.study)
+        _check_parameters(module.load, args.parameters)
+        study = module.load(**args.parameters)
     settings = {"study": args.study, "parameters": args.parameters}
-    write_bundle(study, args.out, subjects=args.subjects, provenance=provenance(config=settings))
+    write_bundle(study, args.out, subjects=subjects, provenance=provenance(config=settings))
     return 0
+
+
+def _check_parameters(
+    load: Callable[..., Any], given: Mapping[str, Any], ours: Set[str] = frozenset()
+) -> None:
+    """Refuse parameters that the loader of a study does not take, and name those it lacks."""
+    import inspect
+
+    known = {n: p for n, p in inspect.signature(load).parameters.items() if n not in ours}
+    wrong = [n for n in given if n not in known]
+    if wrong:
+        raise ConfigError(
+            f"The loader takes no parameter {wrong[0]!r}.{near(wrong[0], known)}",
+            f"It takes {', '.join(known)}.",
+        )
+    missing = [n for n, p in known.items() if p.default is p.empty and n not in given]
+    if missing:
+        raise ConfigError(f"The loader needs the parameter {missing[0]!r}.")
 
 
 def _scenes(args: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "entities",
     "find_runs",
     "first_level",
+    "presented",
     "read_atlas",
     "read_betas",
     "read_derivatives",
@@ -631,6 +632,28 @@ def read_derivatives(
                           scale=scale, bad=bad)  # fmt: skip
     bold = read_timeseries(images, mask=mask, bad=bad)
     return first_level(bold, listed, stimulus_column=stimulus_column, **(model or {}))
+
+
+def presented(tables: Tables, stimulus_column: str | None = None) -> list[str]:
+    """Return the stimuli that tables of trials name, each once, in order of first appearance.
+
+    Parameters
+    ----------
+    tables : path, DataFrame, or sequence of them
+        As for `read_betas`.
+    stimulus_column : str, optional
+        As in `read_betas`.
+
+    Raises
+    ------
+    SchemaError, UnknownNameError
+        If a table has no such column.
+    """
+    found: dict[str, None] = {}
+    for where, table in _tables(tables):
+        names = table[_stimulus_column(table, stimulus_column, where)].astype(object)
+        found |= dict.fromkeys(names[~_missing(names)].astype(str).tolist())
+    return list(found)
 
 
 def read_roi(
