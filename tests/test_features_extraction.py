@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def convolutional(seed: int = 0) -> nn.Module:
 
 def small(seed: int = 0, std: float = 0.5):
     def transform(image: Image.Image) -> torch.Tensor:
-        pixels = np.asarray(image, np.float32) / 255
+        pixels = np.asarray(image.resize((16, 16)), np.float32) / 255
         return torch.from_numpy((pixels - 0.5) / std).movedim(-1, 0)
 
     return load_model(
@@ -297,6 +298,34 @@ def test_killed_process_leaves_nothing_final_and_resumes(tmp_path, short_blocks)
     assert 0 < min(images.opened) <= 16
     for name, ds in extract(small(), Images(), store=tmp_path / "a", batch_size=4).items():
         assert everything(resumed[name]) == everything(ds)
+
+
+def test_two_runs_into_one_store_leave_no_hole(tmp_path, short_blocks):
+    model, images, other = small(), Images(), Images()
+    _ = model.traced
+    opened = images.open
+
+    def open_and_let_another_run_finish(i):
+        if i == 20:
+            extract(small(), other, "5", store=tmp_path)
+        return opened(i)
+
+    images.open = open_and_let_another_run_finish
+    found = extract(model, images, "5", store=tmp_path, batch_size=4, workers=1)["5"]
+    assert np.isfinite(found["features"].values).all()
+    assert len(visible(tmp_path)) == 1
+    assert list(tmp_path.rglob(".*partial*")) == []
+
+    def open_and_lose_a_block(i):
+        if i == 28:
+            shutil.rmtree(next(second.rglob("features/c/0")))
+        return opened(i)
+
+    second = tmp_path / "second"
+    images.open = open_and_lose_a_block
+    with pytest.raises(BrainalignError, match="another run"):
+        extract(model, images, "5", store=second, batch_size=4, workers=1)
+    assert visible(second) == []
 
 
 # --- what is refused ---------------------------------------------------------------------------

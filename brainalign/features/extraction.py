@@ -363,12 +363,15 @@ class _Store:
             except (OSError, ValueError, RuntimeError, IndexError):
                 log.warning("%s: the block at %d is damaged and made again", self.partial, start)
                 # Writing into a shard reads it first: a damaged one has to go.
-                shutil.rmtree(self.partial / "features" / "c" / str(start // BLOCK))
+                shutil.rmtree(self._shard(start))
                 continue
             # What was never written reads as the fill value, NaN; what is written is finite.
             if np.isfinite(values).all():
                 done.add(start)
         return done
+
+    def _shard(self, start: int) -> Path:
+        return self.partial / "features" / "c" / str(start // BLOCK)
 
     def begin(self) -> None:
         import zarr
@@ -411,10 +414,21 @@ class _Store:
         self.done.add(start)
 
     def finish(self) -> xr.Dataset:
-        if not self.complete:
+        if not self.complete and self.path.is_dir():
+            # Another run was first; what it made is the same.
+            shutil.rmtree(self.partial, ignore_errors=True)
+        elif not self.complete:
+            starts = range(0, self.shape[0], BLOCK)
+            lost = [s for s in starts if not self._shard(s).is_dir()]
+            if lost or not (self.partial / "zarr.json").is_file():
+                raise BrainalignError(
+                    f"Blocks of {self.partial} vanished while they were written: another run "
+                    "seems to extract the same features into the same store.",
+                    "Wait for it to end, then run again.",
+                )
             artefacts.read(self.partial, self.kind)
             _swap(self.partial, self.path)
-            self.complete = True
+        self.complete = True
         return artefacts.read(self.path, self.kind)
 
 
