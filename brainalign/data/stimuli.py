@@ -64,7 +64,7 @@ class StimulusSet:
         """Return image `i` decoded as RGB."""
         from PIL import Image
 
-        with Image.open(self.paths[i]) as image:
+        with Image.open(self.folder / str(self.index["filename"].values[i])) as image:
             return image.convert("RGB")
 
     def select(self, ids: Sequence[str]) -> StimulusSet:
