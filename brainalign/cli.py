@@ -263,6 +263,8 @@ def _run(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from brainalign.config import workflow_root
 
+    # A profile of this user's cluster is for real runs.
+    os.environ.pop("SNAKEMAKE_PROFILE", None)
     args.config = workflow_root() / "configs" / "demo.yaml"
     return _run(args)
 

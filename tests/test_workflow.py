@@ -1,0 +1,196 @@
+"""The workflow on a very small simulated subject: plan, run, rerun, change, kill nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from brainalign.config import workflow_root
+
+pytest.importorskip("snakemake")
+
+CONFIG = {
+    "title": "A small run",
+    "question": "Does it run?",
+    "output": "results/small",
+    "seed": 1,
+    "studies": {
+        "simulated": {
+            "loader": "simulated",
+            "subjects": ["sim1"],
+            "analyses": ["encoding"],
+            "parameters": {
+                "model": "v1",
+                "scenes": {"n": 48, "size": 32},
+                "simulation": {"neuroids": 60, "null": 0.3},
+            },
+        },
+        "haxby": {"loader": "haxby2001", "optional": True, "analyses": ["classification"]},
+    },
+    "models": {
+        "v1": {"name": "v1", "layers": ["*"]},
+        "pixels": {"name": "pixels", "layers": ["*"], "baseline": True},
+        "absent": {
+            "name": "timm:mobilenetv2_100",
+            "weights": "nowhere.safetensors",
+            "layers": ["blocks.*"],
+            "optional": True,
+        },
+    },
+    "encoding": {"folds": 3, "permutations": 50, "alphas": [1, 100, 10000]},
+    "evaluation": {"bootstraps": 100},
+}
+
+
+class Run:
+    """A folder with a configuration that the workflow runs in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.write(CONFIG)
+
+    def write(self, config: dict) -> None:
+        (self.folder / "small.yaml").write_text(yaml.safe_dump(config))
+
+    def __call__(self, *words: str, code: int = 0) -> str:
+        # A mirror without studies: what is optional is refused at once, without the network.
+        mirror = self.folder / "mirror"
+        mirror.mkdir(exist_ok=True)
+        environment = {
+            **os.environ,
+            "BRAINALIGN_MIRROR": str(mirror),
+            "BRAINALIGN_DATA": str(self.folder / "data"),
+            "https_proxy": "http://127.0.0.1:9",
+        }
+        environment.pop("SNAKEMAKE_PROFILE", None)
+        finished = subprocess.run(
+            [sys.executable, "-m", "brainalign.cli", "run", "small.yaml", "--", *words],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        text = finished.stdout + finished.stderr
+        assert finished.returncode == code, text[-6000:]
+        return text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    run = Run(tmp_path_factory.mktemp("workflow"))
+    plan = run("-n")
+    assert "This was a dry-run" in plan and not (run.folder / "results").exists()
+    run()
+    return run
+
+
+def jobs(text: str) -> dict[str, int]:
+    """Return the number of jobs by rule from snakemake's table."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.split() == ["job", "count"]:
+            break
+    else:
+        return {}
+    next(lines)
+    counts = {}
+    for line in lines:
+        words = line.split()
+        if len(words) != 2 or not words[1].isdigit():
+            break
+        counts[words[0]] = int(words[1])
+    return counts
+
+
+def test_the_report_is_there_and_says_what_was_left_out(run):
+    page = (run.folder / "results/small/report/index.html").read_text()
+    assert "A small run" in page
+    assert "nowhere.safetensors" in page
+    fetched = json.loads((run.folder / "results/small/studies/haxby/fetched.json").read_text())
+    assert fetched["available"] is False
+    assert not (run.folder / "results/small/sections/haxby-classification").exists()
+
+
+def test_every_artefact_follows_its_schema(run):
+    from brainalign.data.store import read
+
+    out = run.folder / "results/small"
+    read(out / "studies/simulated/data/responses/sim1.zarr", "responses")
+    for store in (out / "features/store").glob("*/*.zarr"):
+        read(store, "features")
+    for model in ("v1", "pixels"):
+        encoded = out / "encoding/simulated/sim1" / model
+        scores = read(encoded / "best.zarr", "scores")
+        assert scores.attrs["seed"] == "1"
+        assert "responses" in scores.attrs["inputs"] or "sim1.zarr" in scores.attrs["inputs"]
+        read(encoded / "encoder.zarr", "encoder")
+
+
+def test_every_rule_left_a_log_and_a_benchmark(run):
+    out = run.folder / "results/small"
+    for rule in ("fetch", "model", "scenes", "simulate", "features", "encode", "evaluate"):
+        assert list((out / "logs" / rule).glob("*.log")), rule
+        assert list((out / "benchmarks" / rule).glob("*.tsv")), rule
+
+
+def test_a_rerun_does_nothing(run):
+    assert "Nothing to be done" in run()
+
+
+def test_a_changed_setting_reruns_only_what_depends_on_it(run):
+    config = json.loads(json.dumps(CONFIG))
+    config["evaluation"]["bootstraps"] = 120
+    run.write(config)
+    try:
+        planned = jobs(run("-n"))
+        assert planned == {"all": 1, "evaluate": 1, "report": 1, "total": 3}
+        config["encoding"]["folds"] = 4
+        run.write(config)
+        planned = jobs(run("-n"))
+        assert planned == {"all": 1, "encode": 2, "evaluate": 1, "report": 1, "total": 5}
+        config["features"] = {"batch_size": 7}
+        run.write(config)
+        assert jobs(run("-n")) == planned
+    finally:
+        run.write(CONFIG)
+        os.utime(run.folder / "small.yaml", (1, 1))
+
+
+def test_snakemakes_own_report_takes_the_captions(run):
+    root = workflow_root()
+    words = ["--snakefile", str(root / "Snakefile"), "--configfile", "small.yaml"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "snakemake", *words, "--report", "snakemake.zip"],
+        cwd=run.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (run.folder / "snakemake.zip").stat().st_size > 0
+
+
+def test_a_typo_in_the_configuration_stops_before_any_work(run):
+    config = json.loads(json.dumps(CONFIG))
+    config["encodng"] = {}
+    run.write(config)
+    try:
+        text = run(code=2)
+        assert "Did you mean 'encoding'" in text and "Traceback" not in text
+    finally:
+        run.write(CONFIG)
+        os.utime(run.folder / "small.yaml", (1, 1))
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_profiles_plan_clean(tmp_path, profile):
+    shutil.copytree(workflow_root() / "workflows" / "profiles" / profile, tmp_path / profile)
+    run = Run(tmp_path)
+    text = run("-n", "--profile", str(tmp_path / profile))
+    assert "This was a dry-run" in text
