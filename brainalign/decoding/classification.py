@@ -243,8 +243,9 @@ def classify(
 ) -> NDArray[np.str_]:
     """Predict each block's category by linear support vector machines trained on the other runs.
 
-    One category against the rest: min_(w,b) (|w|^2 + b^2) / 2 + C sum_i max(0, 1 - y_i (w.x_i +
-    b))^2; the category with the largest w.x + b is predicted.
+    One category against the rest; the category with the largest ``w.x + b`` is predicted::
+
+        min_(w,b) (|w|^2 + b^2) / 2 + C sum_i max(0, 1 - y_i (w.x_i + b))^2
 
     Parameters
     ----------

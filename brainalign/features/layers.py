@@ -241,7 +241,7 @@ def pooled_shape(layer: Layer, pooling: Pooling) -> tuple[int, ...]:
 
 
 def pool(output: Tensor, layer: Layer, pooling: Pooling) -> Tensor:
-    """Return a batch's features as float32 in memory of their own, shape (image, *pooled_shape).
+    """Return a batch's features as float32 in memory of their own, ``(image, *pooled_shape)``.
 
     ``mean`` averages over the positions of a map, or over patch tokens (class, distillation and
     register tokens left out); ``class`` takes the class token; ``none`` keeps every token, the

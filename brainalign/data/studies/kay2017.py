@@ -144,20 +144,19 @@ def load(
           ``standard_error``; coord ``category`` is the observers' judgement: WORD, FACE, OTHER or
           "" (blank).
         - ``experiment1_stimuli``: its 230 images, 500 x 500, linear luminance on 127, ids
-        ``<condition>-<01...10>``.
+          ``<condition>-<01...10>``.
         - ``v1``: features Dataset (stimulus 230, feature 8192) of V1-like energy channels; coords
-        ``row``,
-          ``column``, ``orientation`` (degrees) on feature, and scalar ``model``, ``layer``.
+          ``row``, ``column``, ``orientation`` (degrees) on feature, and scalar ``model``,
+          ``layer``.
         - ``templates``: (template_name WORD, FACE; feature); ``projections``: ``template_match``
           (template_name, stimulus), S.T per image, and ``energy`` (stimulus), the mean of the
           channels.
         - ``gabors``: (phase, orientation, row, column).
         - ``models``: ``fit`` and ``prediction`` (leave-one-stimulus-out) (model, neuroid,
-        presentation), ``performance``
-          (model, neuroid) and ``parameters`` (model, neuroid, parameter), NaN where a model has
-          fewer.
+          presentation), ``performance`` (model, neuroid) and ``parameters`` (model, neuroid,
+          parameter), NaN where a model has fewer.
         - ``noise_ceiling``: ``ceiling`` (neuroid), % R2, the median of ``samples`` (sample,
-        neuroid).
+          neuroid).
 
     Raises
     ------

@@ -140,7 +140,7 @@ def load(
           ``session`` (1, 2); ``human_it_mean``: their plain mean.
         - ``monkey_it``: one RDM, 674 neurons.
         - ``behaviour``: 16 RDMs of judged similarity, coord ``subject``; arbitrary scale, other
-        people.
+          people.
         - ``models``: animacy, FaceBodyManmadeNatobj, monkeyIT, EVA, HMAX, V1, Silhouette, RADON.
         - ``category``: Dataset with ``member`` (stimulus, category_name), the 12 category vectors.
 
