@@ -1,0 +1,32 @@
+"""Encoding models: brain responses predicted from features."""
+
+from brainalign.encoding.align import Aligned, align, make_splits
+from brainalign.encoding.compare import compare_models, layer_roi, roi_members
+from brainalign.encoding.encode import (
+    EncodingResult,
+    deviations,
+    encode,
+    read_result,
+    write_result,
+)
+from brainalign.encoding.model import fit_encoder, predict
+from brainalign.encoding.selection import check_double_dipping, select, selections
+
+__all__ = [
+    "Aligned",
+    "EncodingResult",
+    "align",
+    "check_double_dipping",
+    "compare_models",
+    "deviations",
+    "encode",
+    "fit_encoder",
+    "layer_roi",
+    "make_splits",
+    "predict",
+    "read_result",
+    "roi_members",
+    "select",
+    "selections",
+    "write_result",
+]

@@ -9,6 +9,7 @@ from brainalign.linear.solvers import (
     ridge_gcv,
     ridge_kfold,
     ridge_loo,
+    score_alphas,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "ridge_gcv",
     "ridge_kfold",
     "ridge_loo",
+    "score_alphas",
 ]

@@ -18,9 +18,7 @@ from brainalign.linear.solvers import (
     choose_alpha,
     resolve_device,
     ridge_fit,
-    ridge_gcv,
-    ridge_kfold,
-    ridge_loo,
+    score_alphas,
 )
 
 __all__ = ["DEFAULT_ALPHAS", "AlphaEdgeWarning", "Ridge", "check_alphas", "check_finite"]
@@ -207,15 +205,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
             "target_batch": self.target_batch,
         }
         if isinstance(self.cv, str):
-            closed = {"loo": ridge_loo, "gcv": ridge_gcv}
-            if self.cv not in closed:
-                raise ConfigError(
-                    f"cv is {self.cv!r}; expected a number of folds, a splitter, a list of "
-                    '(train, test), "loo" or "gcv".'
-                )
-            if len(X) < 3:
-                raise ConfigError(f"cv={self.cv!r} needs at least 3 samples; n_samples={len(X)}.")
-            return closed[self.cv](Xt, Yt, grid, **options)
+            return score_alphas(Xt, Yt, grid, self.cv, **options)
         cv = check_cv(self.cv)
         n_splits = cv.get_n_splits(X, y, groups)
         if isinstance(self.cv, int) and len(X) < 2 * n_splits:
@@ -223,7 +213,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 f"n_samples={len(X)} is too few for cv={n_splits}: every fold needs at least two.",
                 'Use fewer folds, or cv="loo".',
             )
-        return ridge_kfold(Xt, Yt, grid, list(cv.split(X, y, groups)), **options)
+        return score_alphas(Xt, Yt, grid, list(cv.split(X, y, groups)), **options)
 
 
 def check_alphas(alphas: float | Sequence[float]) -> NDArray[np.float64]:

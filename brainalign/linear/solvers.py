@@ -25,6 +25,7 @@ __all__ = [
     "ridge_gcv",
     "ridge_kfold",
     "ridge_loo",
+    "score_alphas",
     "split_indices",
     "target_batches",
 ]
@@ -380,6 +381,42 @@ def ridge_gcv(
         return error / trace.square()[:, None]
 
     return _closed_form(score, Y, alphas, fit_intercept, target_batch)
+
+
+def score_alphas(
+    X: Tensor,
+    Y: Tensor,
+    alphas: Tensor,
+    cv: str | Sequence[tuple[Any, Any]],
+    *,
+    fit_intercept: bool = True,
+    target_batch: int | None = None,
+) -> Tensor:
+    """Score a grid of alphas by `ridge_loo` ("loo"), `ridge_gcv` ("gcv") or `ridge_kfold` (splits).
+
+    Parameters
+    ----------
+    X, Y, alphas, fit_intercept, target_batch
+        As in `ridge_kfold`.
+    cv : "loo", "gcv" or sequence of (train, test)
+        How to score.
+
+    Returns
+    -------
+    Tensor, shape (n_alphas, n_targets), float64
+    """
+    options: dict[str, Any] = {"fit_intercept": fit_intercept, "target_batch": target_batch}
+    if isinstance(cv, str):
+        closed = {"loo": ridge_loo, "gcv": ridge_gcv}
+        if cv not in closed:
+            raise ConfigError(
+                f"cv is {cv!r}; expected a number of folds, a splitter, a list of (train, test), "
+                '"loo" or "gcv".'
+            )
+        if len(X) < 3:
+            raise ConfigError(f"cv={cv!r} needs at least 3 samples; n_samples={len(X)}.")
+        return closed[cv](X, Y, alphas, **options)
+    return ridge_kfold(X, Y, alphas, cv, **options)
 
 
 def choose_alpha(scores: Tensor, alphas: Tensor, *, per_target: bool = True) -> Tensor:

@@ -1,0 +1,199 @@
+"""Encoders: linear maps from features to responses that predict from features with nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from brainalign.data.schema import validate
+from brainalign.encoding.align import Aligned, align, feature_matrix, neuroid_coords
+from brainalign.encoding.nested import LayerFit, fit_layer, inner_folds
+from brainalign.errors import ConfigError, SchemaError
+from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
+from brainalign.linear.solvers import resolve_device, target_batches
+
+__all__ = ["fit_encoder", "predict"]
+
+
+def fit_encoder(
+    features: xr.Dataset,
+    responses: xr.Dataset,
+    *,
+    alphas: float | Sequence[float] = DEFAULT_ALPHAS,
+    inner_cv: int | str = 5,
+    repetitions: str = "average",
+    stimuli: str = "exact",
+    bad_neuroids: str = "exclude",
+    seed: int = 0,
+    device: str = "auto",
+    target_batch: int | None = None,
+) -> xr.Dataset:
+    """Fit one layer to all responses given; see `encode` for the options and for scores.
+
+    Parameters
+    ----------
+    features : Dataset
+        ``features`` schema.
+    responses : Dataset
+        ``responses`` schema.
+    alphas, inner_cv, repetitions, stimuli, bad_neuroids, seed, device, target_batch
+        As in `encode`.
+
+    Returns
+    -------
+    Dataset
+        ``encoder`` schema.
+    """
+    aligned = align(
+        features,
+        responses,
+        repetitions=repetitions,
+        stimuli=stimuli,
+        bad_neuroids=bad_neuroids,
+    )
+    grid = check_alphas(alphas)
+    layer = next(iter(aligned.features))
+    fit = fit_all(aligned, layer, grid, inner_cv, seed, device, target_batch)
+    if len(grid) > 1:
+        warn_edges(fit.index.cpu().numpy(), fit.score.cpu().numpy(), grid)
+    keep = np.arange(aligned.responses.shape[1])
+    return encoder_dataset(aligned, layer, fit, keep, target_batch=target_batch)
+
+
+def predict(
+    encoder: xr.Dataset | Mapping[str, xr.Dataset],
+    features: xr.Dataset | Mapping[str, xr.Dataset],
+) -> xr.DataArray:
+    r"""Predict responses to new stimuli.
+
+    .. math:: \hat y = W \, \frac{x - \mu}{\sigma} + b
+
+    Parameters
+    ----------
+    encoder : Dataset or dict of layer to Dataset
+        ``encoder`` schema; several layers with different neuroids are joined.
+    features : Dataset or dict of layer to Dataset
+        Features of the encoder's model and layer.
+
+    Returns
+    -------
+    DataArray, dimensions (stimulus, neuroid)
+        In the unit of the responses, with stimulus_id and the neuroids' coordinates.
+
+    Raises
+    ------
+    SchemaError
+        If model, layer, preprocessing or the number of features are not those of the encoder.
+    """
+    if isinstance(encoder, Mapping) and not isinstance(encoder, xr.Dataset):
+        if not isinstance(features, Mapping) or isinstance(features, xr.Dataset):
+            raise ConfigError("Encoders of several layers need the features of each, by layer.")
+        missing = [n for n in encoder if n not in features]
+        if missing:
+            raise SchemaError(f"There are no features of layer {missing[0]!r}.")
+        parts = [predict(e, features[n]) for n, e in encoder.items()]
+        return xr.concat(parts, dim="neuroid", coords="minimal", compat="override", join="exact")
+    if not isinstance(features, xr.Dataset):
+        name = str(encoder["layer"].values)
+        if name not in features:
+            raise SchemaError(f"There are no features of layer {name!r}.")
+        features = features[name]
+    validate(encoder, "encoder")
+    validate(features, "features")
+    for name in ("model", "layer"):
+        ours, theirs = str(encoder[name].values), str(features[name].values)
+        if ours != theirs:
+            raise SchemaError(
+                f"The encoder was fitted to {name} {ours!r}; the features are of {theirs!r}."
+            )
+    for name in ("pooling", "preprocessing", "weights_sha256"):
+        if name in encoder.attrs and encoder.attrs[name] != features.attrs.get(name):
+            raise SchemaError(
+                f"The encoder was fitted to features with {name} {encoder.attrs[name]!r}; these "
+                f"have {features.attrs.get(name)!r}."
+            )
+    if encoder.sizes["feature"] != features.sizes["feature"]:
+        raise SchemaError(
+            f"The encoder takes {encoder.sizes['feature']} features; there are "
+            f"{features.sizes['feature']}."
+        )
+    ids = features["stimulus_id"].values.astype(str)
+    X = feature_matrix(features, ids.tolist()).astype(np.float64)
+    X = (X - encoder["feature_mean"].values) / encoder["feature_scale"].values
+    y = X @ encoder["weights"].values.T.astype(np.float64) + encoder["intercept"].values
+    out = xr.DataArray(
+        y.astype(np.float32),
+        dims=("stimulus", "neuroid"),
+        coords={"stimulus_id": ("stimulus", ids)},
+        name="predicted",
+        attrs={"units": encoder.attrs.get("units", "")},
+    )
+    coords = neuroid_coords(encoder).coords
+    return out.assign_coords({n: c for n, c in coords.items() if c.dims == ("neuroid",)})
+
+
+def fit_all(
+    aligned: Aligned,
+    layer: str,
+    grid: NDArray[np.float64],
+    inner_cv: int | str,
+    seed: int,
+    device: str,
+    target_batch: int | None,
+) -> LayerFit:
+    """Fit one layer to all rows."""
+    where = resolve_device(device)
+    X = torch.as_tensor(aligned.rows(layer), device=where)
+    Y = torch.as_tensor(np.require(aligned.responses, requirements="W"), device=where)
+    everything = np.arange(len(Y))
+    inner = inner_folds((everything, everything[:0]), aligned.row_stimulus, inner_cv, seed)
+    return fit_layer(X, Y, torch.as_tensor(grid, device=where), inner, target_batch=target_batch)
+
+
+def encoder_dataset(
+    aligned: Aligned,
+    layer: str,
+    fit: LayerFit,
+    keep: NDArray[np.intp],
+    *,
+    target_batch: int | None = None,
+) -> xr.Dataset:
+    """Put the fit of some neuroids into a Dataset of the ``encoder`` schema."""
+    X, f = fit.factors.X, fit.factors
+    weights = np.empty((len(keep), X.shape[1]), dtype=np.float32)
+    intercept = np.empty(len(keep))
+    for part in target_batches(len(keep), sum(X.shape), target_batch):
+        chosen = keep[part]
+        Y = torch.as_tensor(aligned.responses[:, chosen], device=X.device)
+        mean = Y.mean(dim=0, dtype=torch.float64).to(Y.dtype)
+        alpha = fit.alpha[torch.as_tensor(chosen, device=X.device)]
+        w = f.coefficients(f.weights(f.rotate(Y - mean), alpha)).T
+        weights[part] = w.cpu().numpy()
+        intercept[part] = (mean - w @ f.mean).cpu().numpy()
+    meta = aligned.meta[layer]
+    copied = ("pooling", "preprocessing", "weights_sha256")
+    attrs: dict[str, Any] = {n: meta.attrs[n] for n in copied if n in meta.attrs}
+    attrs |= {
+        "units": str(aligned.attrs.get("units", "")),
+        "subject": str(aligned.attrs.get("subject", "")),
+        "space": str(aligned.attrs.get("space", "")),
+        "n_stimuli": len(aligned.stimulus_id),
+    }
+    ds = xr.Dataset(
+        {
+            "weights": (("neuroid", "feature"), weights),
+            "intercept": ("neuroid", intercept),
+            "alpha": ("neuroid", fit.alpha.cpu().numpy()[keep]),
+            "feature_mean": ("feature", fit.mean.double().cpu().numpy()),
+            "feature_scale": ("feature", fit.scale.double().cpu().numpy()),
+        },
+        coords={"model": str(meta["model"].values), "layer": str(meta["layer"].values)},
+        attrs=attrs,
+    )
+    neuroids = aligned.neuroids.isel(neuroid=keep)
+    return validate(ds.merge(neuroids, combine_attrs="override"), "encoder")
