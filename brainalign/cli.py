@@ -283,7 +283,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _evaluate_encoding(args: argparse.Namespace) -> Any:
     from brainalign.data.stimuli import read_stimuli
-    from brainalign.encoding import section_from_folders
+    from brainalign.encoding.sections import section_from_folders
 
     return section_from_folders(
         args.encoded,
@@ -299,7 +299,7 @@ def _evaluate_encoding(args: argparse.Namespace) -> Any:
 
 def _evaluate_rsa(args: argparse.Namespace) -> Any:
     from brainalign.data.stimuli import read_stimuli
-    from brainalign.evaluation import rsa_section_from_folders
+    from brainalign.evaluation.sections import rsa_section_from_folders
 
     return rsa_section_from_folders(
         args.features,

@@ -24,6 +24,7 @@ __all__ = [
     "MEASURES",
     "align_rdms",
     "average_rdms",
+    "choose_layer_rsa",
     "compare_rdms",
     "evaluate_rdms",
     "rdm",
@@ -488,3 +489,81 @@ def _comparison(method: str) -> str:
             f"Known: {', '.join(COMPARISONS)}; 'corr' is Pearson.",
         )
     return method
+
+
+def choose_layer_rsa(
+    models: xr.Dataset,
+    data: xr.Dataset,
+    *,
+    method: str = "spearman",
+    n_halvings: int = 10,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Similarity of a model whose layer is chosen on stimuli that do not enter the value.
+
+    The stimuli are halved at random; the layer with the largest mean similarity in one half is
+    scored in the other, and the reverse. The value is the mean over halvings, its interval that of
+    a jackknife over stimuli.
+
+    Parameters
+    ----------
+    models : xarray.Dataset
+        ``rdms`` schema: the layers of one model.
+    data : xarray.Dataset
+        ``rdms`` schema: what they are compared with.
+    method : str
+        One of `COMPARISONS`.
+    n_halvings : int
+        Random halvings of the stimuli.
+    level : float
+        Coverage of the interval.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``value, low, high, se``, and ``share`` (model): how often each layer was chosen.
+
+    Raises
+    ------
+    SchemaError
+        If there are fewer than 8 stimuli.
+    """
+    names = models["rdm_name"].values.astype(str)
+    ids = models["stimulus_id"].values.astype(str).tolist()
+    m, d = np.asarray(models["rdm"].values, dtype=np.float64), _reorder(data, ids)
+    n = len(ids)
+    if n < 8:
+        raise SchemaError(f"Halving needs at least 8 stimuli; there are {n}.")
+    rng = np.random.default_rng(seed)
+    halvings = [rng.permutation(n) for _ in range(n_halvings)]
+
+    def value(left_out: int) -> tuple[float, NDArray[np.float64]]:
+        scores, chosen = [], np.zeros(len(names))
+        for order in halvings:
+            kept = order[order != left_out]
+            halves = kept[: n // 2], kept[n // 2 :]
+            one, two = (_similarity(m, d, np.sort(h), method) for h in halves)
+            for here, there in ((one, two), (two, one)):
+                best = int(np.argmax(here))
+                chosen[best] += 1
+                scores.append(there[best])
+        return float(np.mean(scores)), chosen / chosen.sum()
+
+    estimate, share = value(-1)
+    jackknife = np.array([value(i)[0] for i in range(n)])
+    se = float(np.sqrt((n - 1) / n * ((jackknife - jackknife.mean()) ** 2).sum()))
+    half = se * float(stats.t.ppf((1 + level) / 2, n - 1))
+    return xr.Dataset(
+        {
+            "value": estimate,
+            "low": estimate - half,
+            "high": estimate + half,
+            "se": se,
+            "share": ("model", share),
+        },
+        coords={"model": names},
+        attrs={"method": method, "n_halvings": n_halvings, "level": level, "seed": seed},
+    )

@@ -1,0 +1,360 @@
+"""Representational similarity as a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from brainalign.data.bundle import read_bundle
+from brainalign.data.section import Estimate, Figure, Section
+from brainalign.data.stimuli import StimulusSet
+from brainalign.errors import SchemaError, UnknownNameError, near
+from brainalign.evaluation.rsa import (
+    average_rdms,
+    choose_layer_rsa,
+    compare_rdms,
+    evaluate_rdms,
+    rdm,
+    stack_rdms,
+)
+from brainalign.features import read_manifest
+
+__all__ = ["rsa_section", "rsa_section_from_folders"]
+
+_THUMBNAIL = 64
+
+
+def rsa_section_from_folders(
+    features: Sequence[str | Path],
+    *,
+    data: str | Path,
+    stimuli: StimulusSet,
+    titles: Mapping[str, str],
+    baselines: Sequence[str] = (),
+    target: str = "human_it",
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> Section:
+    """Compare the layers of models with the RDMs of a bundle.
+
+    Parameters
+    ----------
+    features : sequence of path
+        Feature manifests, named after their models.
+    data : path
+        The bundle. Its extras of the ``rdms`` schema other than the target are shown beside it.
+    stimuli : StimulusSet
+        The images.
+    titles : mapping of str to str
+        Title by model.
+    baselines : sequence of str
+        Models that others are compared with.
+    target : str
+        The extra to explain: one RDM a subject, or several with a coordinate ``subject``.
+    bootstraps, seed : int
+        See `brainalign.evaluation.rsa.evaluate_rdms`.
+
+    Raises
+    ------
+    UnknownNameError
+        If the bundle has no such RDMs.
+    """
+    extras = {k: v for k, v in read_bundle(data).extras.items() if "rdm" in v}
+    if target not in extras:
+        raise UnknownNameError(
+            f"The study in {data} has no RDMs {target!r}.{near(target, extras)}",
+            f"It has: {', '.join(extras) or 'none'}.",
+        )
+    layers = {
+        Path(path).stem: {
+            layer: rdm(ds, stimulus_id=stimuli.ids) for layer, ds in read_manifest(path).items()
+        }
+        for path in features
+    }
+    others = {k: v for k, v in extras.items() if k not in (target, f"{target}_mean")}
+    return rsa_section(
+        layers,
+        extras[target],
+        others,
+        stimuli=stimuli,
+        titles=titles,
+        baselines=baselines,
+        target=target.replace("_it", " IT").replace("_", " "),
+        bootstraps=bootstraps,
+        seed=seed,
+    )
+
+
+def _by_subject(rdms: xr.Dataset) -> xr.Dataset:
+    """Average the sessions of each subject."""
+    if "subject" not in rdms.coords:
+        return rdms
+    subjects = rdms["subject"].values.astype(str)
+    parts = {
+        s: average_rdms(rdms.isel(rdm_name=np.flatnonzero(subjects == s)), s)
+        for s in dict.fromkeys(subjects.tolist())
+    }
+    return stack_rdms(parts)
+
+
+def _points(evaluated: xr.Dataset, names: Sequence[tuple[str, str]], label: str) -> xr.Dataset:
+    """Lay the rows of an evaluation out as (layer, model)."""
+    items = list(dict.fromkeys(layer for _, layer in names))
+    series = list(dict.fromkeys(model for model, _ in names))
+    out = {k: np.full((len(items), len(series)), np.nan) for k in ("value", "low", "high")}
+    for k, values in out.items():
+        for (model, layer), x in zip(names, evaluated[k].values, strict=True):
+            values[items.index(layer), series.index(model)] = x
+    ds = xr.Dataset(
+        {k: (("item", "series"), v) for k, v in out.items()},
+        coords={"item": items, "series": series},
+    )
+    ds["value"].attrs = {"long_name": label, "units": ""}
+    return ds
+
+
+def _thumbnails(stimuli: StimulusSet) -> dict[str, object]:
+    images = {}
+    for i, name in enumerate(stimuli.ids):
+        image = stimuli.open(i)
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        images[name] = image
+    return images
+
+
+def rsa_section(
+    layers: Mapping[str, Mapping[str, xr.Dataset]],
+    target_rdms: xr.Dataset,
+    others: Mapping[str, xr.Dataset],
+    *,
+    stimuli: StimulusSet,
+    titles: Mapping[str, str],
+    baselines: Sequence[str] = (),
+    target: str = "the target",
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> Section:
+    """Describe how well the layers of models explain the RDMs of subjects.
+
+    Parameters
+    ----------
+    layers : mapping of model to mapping of layer to xarray.Dataset
+        RDMs of the ``rdms`` schema.
+    target_rdms : xarray.Dataset
+        RDMs of subjects; sessions of one ``subject`` are averaged.
+    others : mapping of str to xarray.Dataset
+        More RDMs to compare the target with (another species, behaviour, published models).
+    stimuli : StimulusSet
+        The images.
+    titles : mapping of str to str
+        Title by model.
+    baselines : sequence of str
+        Models that others are compared with.
+    target : str
+        Name of the target.
+    bootstraps, seed : int
+        See `brainalign.evaluation.rsa.evaluate_rdms`.
+
+    Raises
+    ------
+    SchemaError
+        If there are no layers.
+    """
+    names = [(titles.get(m, m), layer) for m, by in layers.items() for layer in by]
+    if not names:
+        raise SchemaError("There are no layers to compare.")
+    subjects = _by_subject(target_rdms)
+    mean = average_rdms(subjects, f"mean {target}")
+    every = stack_rdms({f"{m}:{n}": r for m, by in layers.items() for n, r in by.items()})
+    on_mean = evaluate_rdms(every, mean, n_bootstrap=bootstraps, seed=seed)
+    over = "both" if subjects.sizes["rdm_name"] > 1 else "stimuli"
+    on_each = evaluate_rdms(every, subjects, over=over, n_bootstrap=bootstraps, seed=seed)
+    lower, upper = (float(x) for x in on_each["ceiling"].values)
+
+    known: dict[str, xr.Dataset] = {}
+    headline: list[str] = []
+    for name, ds in others.items():
+        if "subject" in ds.coords:
+            known[f"{name} (mean)"] = average_rdms(ds, name)
+            headline.append(f"{name} (mean)")
+            continue
+        rows = ds["rdm_name"].values.astype(str).tolist()
+        known |= {row: ds.isel(rdm_name=[i]) for i, row in enumerate(rows)}
+        headline += rows if len(rows) == 1 else []
+
+    figures = [
+        Figure(
+            "layers",
+            "points",
+            f"Layers against the mean {target} RDM",
+            f"Spearman correlation of each layer's RDM with the RDM averaged over "
+            f"{subjects.sizes['rdm_name']} subjects, with the 95 % interval of a bootstrap over "
+            f"{len(stimuli)} stimuli. Look for a peak in the deeper layers of a trained network "
+            "that its untrained twin, pixels and the V1 model do not reach.",
+            _points(on_mean, names, "Spearman ρ"),
+            {"y_label": "Spearman ρ", "connect": True},
+        ),
+        Figure(
+            "subjects",
+            "points",
+            "Layers against each subject, and the noise ceiling",
+            "Mean over subjects of the Spearman correlation with that subject's own RDM; "
+            "intervals of a bootstrap over subjects and stimuli together. The band is the "
+            "noise ceiling: what the true RDM would reach given how much subjects differ. A layer "
+            "inside it explains all that can be explained.",
+            _points(on_each, names, "mean Spearman ρ"),
+            {
+                "y_label": "mean Spearman ρ",
+                "connect": True,
+                "reference_bands": [{"label": "noise ceiling", "low": lower, "high": upper}]
+                if np.isfinite(lower)
+                else [],
+            },
+        ),
+    ]
+    summary: list[Estimate] = []
+    chosen_rdms: dict[str, xr.Dataset] = {f"mean {target}": mean}
+    for model, by in layers.items():
+        title = titles.get(model, model)
+        own = [i for i, (t, _) in enumerate(names) if t == title]
+        best = max(own, key=lambda i: float(on_mean["value"][i]))
+        peak = names[best][1]
+        chosen_rdms[f"{title}, {peak}"] = by[peak]
+        if len(by) > 1 and model not in baselines:
+            nested = choose_layer_rsa(stack_rdms(by), mean, seed=seed)
+            often = float(nested["share"].max())
+            layer = str(nested["model"].values[int(nested["share"].values.argmax())])
+            summary.append(
+                Estimate(
+                    f"{title}, layer chosen on other stimuli",
+                    float(nested["value"]),
+                    float(nested["low"]),
+                    float(nested["high"]),
+                    "ρ",
+                    f"random halves of the stimuli; {layer} was chosen {often:.0%} of the time; "
+                    "jackknife interval",
+                    f"noise ceiling {lower:.2f} to {upper:.2f} per subject"
+                    if np.isfinite(lower)
+                    else "",
+                )
+            )
+        summary.append(
+            Estimate(
+                f"{title}, highest of {len(by)} layers ({peak})"
+                if len(by) > 1
+                else f"{title} ({peak})",
+                float(on_mean["value"][best]),
+                float(on_mean["low"][best]),
+                float(on_mean["high"][best]),
+                "ρ",
+                f"Spearman with the mean {target} RDM, bootstrap over stimuli",
+                "baseline" if model in baselines else "",
+            )
+        )
+    if known:
+        stacked = stack_rdms(known)
+        series = {
+            label: evaluate_rdms(stacked, mean, method=method, n_bootstrap=bootstraps, seed=seed)
+            for label, method in (("Pearson", "corr"), ("Spearman", "spearman"))
+        }
+        ds = xr.Dataset(
+            {
+                k: (("item", "series"), np.stack([e[k].values for e in series.values()], axis=1))
+                for k in ("value", "low", "high")
+            },
+            coords={"item": list(known), "series": list(series)},
+        )
+        figures.append(
+            Figure(
+                "others",
+                "points",
+                f"Other RDMs against the mean {target} RDM",
+                "Correlation with the RDMs that came with the data, with 95 % bootstrap intervals "
+                "over stimuli: what another species, behaviour and simple models reach.",
+                ds,
+                {"y_label": "correlation"},
+            )
+        )
+        pearson = series["Pearson"]
+        for i, name in enumerate(known):
+            if name in headline:
+                summary.append(
+                    Estimate(
+                        f"{name} and mean {target}",
+                        float(pearson["value"][i]),
+                        float(pearson["low"][i]),
+                        float(pearson["high"][i]),
+                        "r",
+                        "Pearson over all pairs of stimuli, bootstrap over stimuli",
+                    )
+                )
+                chosen_rdms[name] = known[name]
+    if subjects.sizes["rdm_name"] > 1:
+        between = compare_rdms(subjects, subjects, method="spearman").values
+        pairs = between[np.triu_indices(len(between), 1)]
+        summary.append(
+            Estimate(
+                "Agreement between subjects",
+                float(pairs.mean()),
+                float(pairs.min()),
+                float(pairs.max()),
+                "ρ",
+                f"mean Spearman over {len(pairs)} pairs of subjects, smallest and largest",
+            )
+        )
+    shown = stack_rdms(chosen_rdms)
+    figures.append(
+        Figure(
+            "rdms",
+            "rdm",
+            "Representational dissimilarity matrices",
+            "Each matrix shows the dissimilarity of every pair of stimuli, in ranks. Blocks along "
+            "the diagonal are categories that the region or layer holds together; compare the "
+            "blocks of the recordings with those of each model's best layer.",
+            shown,
+            {},
+            _thumbnails(stimuli),
+        )
+    )
+    return Section(
+        id="rsa",
+        title="Representational similarity",
+        intro=f"Do the layers of a network order {len(stimuli)} images as {target} does? Each "
+        "comparison is between the dissimilarities of all pairs of images.",
+        figures=figures,
+        summary=summary,
+        methods="RDMs of layers were 1 − Pearson correlation between the features of two images. "
+        f"They were compared with the RDM of {target}, averaged over subjects, and with that of "
+        f"each of {subjects.sizes['rdm_name']} subjects (sessions averaged), by Spearman "
+        "correlation over all pairs, with rsatoolbox [@schuett2023]. Intervals come from "
+        f"{bootstraps} bootstrap samples over stimuli, or over stimuli and subjects with the "
+        "two-factor correction, pairs of a stimulus with its own copy left out. The noise ceiling "
+        "is the mean correlation of each subject's RDM with that of the others (lower bound) and "
+        "with that of all (upper bound) [@nili2014]. Where one number is given for a model with "
+        "several layers, the layer was chosen on one random half of the stimuli and scored on the "
+        "other; the highest of all layers is shown beside it and is biased upwards.",
+        references=dict(_REFERENCES),
+        facts={
+            "stimuli": str(len(stimuli)),
+            "subjects": str(subjects.sizes["rdm_name"]),
+            "layers": str(len(names)),
+        },
+        order=40,
+    )
+
+
+_REFERENCES = {
+    "schuett2023": """@article{schuett2023,
+  author = {Sch{\\"u}tt, Heiko H. and Kipnis, Alexander D. and Diedrichsen, J{\\"o}rn and Kriegeskorte, Nikolaus},
+  title = {Statistical Inference on Representational Geometries},
+  journal = {eLife}, volume = {12}, pages = {e82566}, year = {2023}, doi = {10.7554/eLife.82566}
+}""",  # noqa: E501
+    "nili2014": """@article{nili2014,
+  author = {Nili, Hamed and Wingfield, Cai and Walther, Alexander and Su, Li and Marslen-Wilson, William and Kriegeskorte, Nikolaus},
+  title = {A Toolbox for Representational Similarity Analysis},
+  journal = {PLoS Computational Biology}, volume = {10}, pages = {e1003553}, year = {2014}, doi = {10.1371/journal.pcbi.1003553}
+}""",  # noqa: E501
+}
