@@ -117,7 +117,7 @@ def _points(evaluated: xr.Dataset, names: Sequence[tuple[str, str]], label: str)
 
 
 def _thumbnails(stimuli: StimulusSet) -> dict[str, object]:
-    images = {}
+    images: dict[str, object] = {}
     for i, name in enumerate(stimuli.ids):
         image = stimuli.open(i)
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
