@@ -350,7 +350,7 @@ def _surface(result: EncodingResult, subject: str, title: str, fdr: float) -> Fi
         "r": (r, {"long_name": "Prediction accuracy", "units": "r", "cmap": "sequential"}),
         "normalised": (
             best["normalised"].values.astype(float),
-            {"long_name": "Share of the noise ceiling", "units": "r²/ceiling", "cmap": "sequential"},
+            {"long_name": "Share of the ceiling", "units": "r²/ceiling", "cmap": "sequential"},
         ),
         "best_layer": (
             np.where(significant, chosen, np.nan),
