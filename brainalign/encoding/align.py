@@ -94,7 +94,7 @@ def align(
         Average the presentations of a stimulus, or keep each as a row.
     stimuli : {"exact", "intersect"}
         Refuse stimuli that only one side has, or leave them out (logged with counts).
-    bad_neuroids : {"exclude", "error"}
+    bad_neuroids : {"exclude", "raise"}
         Leave out neuroids with values that are not finite, or constant over the rows; or refuse.
     repeats : int, optional
         Presentations that each row of the responses is already the mean of.
@@ -111,7 +111,7 @@ def align(
     """
     _one_of("repetitions", repetitions, ("average", "keep"))
     _one_of("stimuli", stimuli, ("exact", "intersect"))
-    _one_of("bad_neuroids", bad_neuroids, ("exclude", "error"))
+    _one_of("bad_neuroids", bad_neuroids, ("exclude", "raise"))
     layers = _layers(features)
     validate(responses, "responses")
     if "presentation" not in responses["responses"].dims:
@@ -317,7 +317,7 @@ def _check_neuroids(
     for reason, bad in (("NaN or infinite", broken), ("constant", constant)):
         if bad.any():
             excluded[reason] = int(bad.sum())
-            if bad_neuroids == "error":
+            if bad_neuroids == "raise":
                 raise SchemaError(
                     f"{int(bad.sum())} of {len(bad)} neuroids are {reason}: "
                     f"{_names(names[bad].tolist())}.",
