@@ -28,6 +28,7 @@ include: "workflows/features.smk"
 include: "workflows/encoding.smk"
 include: "workflows/evaluation.smk"
 include: "workflows/report.smk"
+include: "workflows/small_models.smk"
 
 
 rule all:

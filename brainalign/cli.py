@@ -468,7 +468,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The words after ``brainalign``; default those of the process.
     """
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("brainalign").setLevel(logging.INFO)
     try:
         return args.run(args)
     except (BrainalignError, OSError) as error:
