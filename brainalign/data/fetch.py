@@ -179,8 +179,8 @@ def verify_files(
 ) -> None:
     """Raise unless a folder holds the right bytes.
 
-    Hashes are computed once and remembered in the folder by size and time of change, where it can
-    be written.
+    Nothing is written. A file that `fetch_files` brought was hashed then and is trusted while its
+    size and time of change stay; any other is hashed each time.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ PUBLISHED = {
 
 _SIGMA = (1e-3, 1e2)
 _GRID = (61, 121)
-_ZOOMS = 20
+_MAX_ZOOMS = 60
 
 
 def r2_from_zero(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
@@ -278,19 +278,12 @@ def fit_template(
     for fold, weight in enumerate(weights):
         height = _explained(grid, y, weight)
         start = _peaks(height)[:n_starts]
+        if not len(start):
+            # No response goes along with any model: the best gain is 0.
+            fitted[fold], parameters = 0, (0.0, 0.0, 0.0)
+            continue
         s, t = log_sigma[start[:, 0]], angle[start[:, 1]]
-        width = np.array([log_sigma[1] - log_sigma[0], angle[1] - angle[0]])
-        step = np.linspace(-1, 1, 7)
-        every = np.arange(len(start))
-        for _ in range(_ZOOMS):
-            around_s = s[:, None, None] + width[0] * step[None, :, None] + 0 * step
-            around_t = t[:, None, None] + width[1] * step[None, None, :] + 0 * step[:, None]
-            around_t = np.clip(around_t, -limit, limit)
-            best = _explained(_shape(a, b, around_s, around_t), y, weight)
-            best = best.reshape(len(start), -1).argmax(axis=1)
-            s = around_s.reshape(len(start), -1)[every, best]
-            t = around_t.reshape(len(start), -1)[every, best]
-            width *= 0.5
+        s, t = _climb(a, b, y, weight, s, t)
         m = _shape(a, b, s, t)
         winner = int(_explained(m, y, weight).argmax())
         m = m[winner]
@@ -309,8 +302,44 @@ def fit_template(
     )
 
 
+def _climb(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    y: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    log_sigma: NDArray[np.float64],
+    angle: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Refine all starts together: each moves to the best of a 5 x 5 grid around it.
+
+    A start's grid halves when its best point is not on the rim and doubles when it is, so that it
+    can follow a ridge.
+    """
+    low, high = np.log(_SIGMA)
+    step = np.linspace(-1, 1, 5)
+    wide = np.array([(high - low) / (_GRID[0] - 1), np.pi / (_GRID[1] - 1)])
+    width = np.tile(wide, (len(log_sigma), 1))
+    every = np.arange(len(log_sigma))
+    for _ in range(_MAX_ZOOMS):
+        s = log_sigma[:, None, None] + width[:, :1, None] * step[:, None] + 0 * step
+        t = angle[:, None, None] + width[:, 1:, None] * step + 0 * step[:, None]
+        s, t = np.clip(s, low, high), np.clip(t, -np.pi / 2, np.pi / 2)
+        height = _explained(_shape(a, b, s, t), y, weight).reshape(len(every), -1)
+        # Ties stay at the centre, so that no start drifts along a plateau.
+        height[:, step.size**2 // 2] *= 1 + 1e-12
+        best = height.argmax(axis=1)
+        s, t = (v.reshape(len(every), -1)[every, best] for v in (s, t))
+        moved = np.abs(np.stack([s - log_sigma, t - angle], axis=1))
+        inside = (moved < 0.75 * width).all(axis=1, keepdims=True)
+        width = np.where(inside, width / 2, np.minimum(2 * width, wide))
+        log_sigma, angle = s, t
+        if (width < 1e-5 * wide).all():
+            break
+    return log_sigma, angle
+
+
 def _peaks(height: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the (row, column) of local maxima, the highest first."""
+    """Return the (row, column) of local maxima above 0, the highest first."""
     padded = np.pad(height, 1, constant_values=-np.inf)
     rows, columns = height.shape
     around = [
@@ -319,7 +348,7 @@ def _peaks(height: NDArray[np.float64]) -> NDArray[np.intp]:
         for j in (-1, 0, 1)
         if (i, j) != (0, 0)
     ]
-    where = np.argwhere(height >= np.max(around, axis=0))
+    where = np.argwhere((height >= np.max(around, axis=0)) & (height > 0))
     return where[np.argsort(-height[tuple(where.T)], kind="stable")]
 
 
