@@ -417,7 +417,8 @@ def _download_all(
             if reason is None:
                 return
             reasons[name].append(f"{url}: {reason}")
-            logger.info("%s: %s", url, reason)
+            if url != entry.url:
+                logger.info("Mirror: %s: %s; asking upstream.", url, reason)
         raise UnavailableError(
             f"{study}: {name} could not be had. Tried " + "; ".join(reasons[name]) + ".",
             "Check the network, or set BRAINALIGN_MIRROR to a folder or URL that holds "
