@@ -24,8 +24,16 @@ from .things import COLOURS, FOOD, OBJECTS, Thing
 if TYPE_CHECKING:
     from brainalign.data.stimuli import StimulusSet
 
-__all__ = ["CATEGORIES", "SUBCATEGORIES", "Scene", "captions", "render_scene", "render_scenes",
-           "write_scenes"]  # fmt: skip
+__all__ = [
+    "CATEGORIES",
+    "SUBCATEGORIES",
+    "Scene",
+    "captions",
+    "name_of",
+    "render_scene",
+    "render_scenes",
+    "write_scenes",
+]
 
 CATEGORIES = ("people", "bodies", "places", "words", "food", "objects")
 SUBCATEGORIES: dict[str, tuple[str, ...]] = {
@@ -540,6 +548,26 @@ def _describe(
     if draw < 0.2:
         return f"{_pick(rng, _GENERIC[category])}: {phrase}"
     return _pick(rng, _PREFIXES) + phrase if draw < 0.55 else phrase
+
+
+def name_of(category: str, subcategory: str | None = None, *, variant: int = 0) -> str:
+    """Return how a caption names a category, or a sub-category, and nothing else.
+
+    Parameters
+    ----------
+    category : str
+        One of `CATEGORIES`.
+    subcategory : str, optional
+        One of its `SUBCATEGORIES`.
+    variant : int
+        Which of the ways to name a category and to begin a sentence; any number will do.
+    """
+    start = ("", *_PREFIXES)[variant % (len(_PREFIXES) + 1)]
+    if subcategory is None:
+        ways = _GENERIC[category]
+        return start + ways[variant // (len(_PREFIXES) + 1) % len(ways)]
+    plain = subcategory in ("mountains", "letters")
+    return start + (subcategory if plain else _article(subcategory))
 
 
 def captions(scene: Scene, n: int, *, seed: int = 0) -> list[str]:
