@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = ["Aligned", "Splits", "align", "feature_matrix", "make_splits", "neuro
 
 logger = logging.getLogger(__name__)
 
+_NEUROIDS_AT_ONCE = 4096
 #: K, or (train, test) pairs of row numbers, masks, or stimulus ids.
 Splits = int | Sequence[tuple[ArrayLike, ArrayLike]]
 
@@ -43,7 +44,7 @@ class Aligned:
     neuroids : Dataset
         The coordinates of the neuroids that are kept.
     ncsnr : ndarray, shape (n_neuroids,), or None
-        Measured from repeats, or taken from the responses' coordinate.
+        Of single presentations; measured from repeats, or taken from the responses' coordinate.
     excluded : dict of str to int
         Neuroids left out, by reason.
     meta : dict of str to Dataset
@@ -97,7 +98,8 @@ def align(
     bad_neuroids : {"exclude", "raise"}
         Leave out neuroids with values that are not finite, or constant over the rows; or refuse.
     repeats : int, optional
-        Presentations that each row of the responses is already the mean of.
+        Presentations that each row of the responses is already the mean of. An ncsnr coordinate is
+        that of single presentations.
 
     Returns
     -------
@@ -112,6 +114,8 @@ def align(
     _one_of("repetitions", repetitions, ("average", "keep"))
     _one_of("stimuli", stimuli, ("exact", "intersect"))
     _one_of("bad_neuroids", bad_neuroids, ("exclude", "raise"))
+    if repeats is not None and repeats < 1:
+        raise ConfigError(f"repeats is {repeats}; expected at least 1, or None.")
     layers = _layers(features)
     validate(responses, "responses")
     if "presentation" not in responses["responses"].dims:
@@ -141,16 +145,17 @@ def align(
     neuroids = neuroid_coords(responses).isel(neuroid=good)
     count = np.array(list(repeat_counts(ids).values()))
     if (count > 1).any() and len(count) > 1:
-        snr: NDArray[np.float64] | None = ncsnr(values, ids)
+        # A row that is a mean of presentations already has less noise than one presentation.
+        snr: NDArray[np.float64] | None = _by_columns(
+            lambda y: ncsnr(y, ids) / np.sqrt(repeats or 1), values
+        )
     elif "ncsnr" in neuroids:
         snr = neuroids["ncsnr"].values.astype(np.float64)
     else:
         snr = None
     each = np.ones(len(ids), dtype=np.int64)
     if repetitions == "average":
-        total = np.zeros((len(stimulus_id), values.shape[1]))
-        np.add.at(total, row_stimulus, values)
-        values = (total / count[:, None]).astype(np.float32)
+        values = _by_columns(lambda y: _stimulus_means(y, row_stimulus, count), values)
         row_stimulus, each = np.arange(len(stimulus_id)), count.astype(np.int64)
     return Aligned(
         features={n: feature_matrix(ds, stimulus_id.tolist()) for n, ds in layers.items()},
@@ -255,6 +260,24 @@ def neuroid_coords(ds: xr.Dataset) -> xr.Dataset:
     if "roi_mask" in ds.variables:
         out["roi_mask"] = ds["roi_mask"]
     return out
+
+
+def _by_columns(
+    function: Callable[[NDArray[np.float32]], NDArray[Any]], values: NDArray[np.float32]
+) -> NDArray[Any]:
+    """Apply a function to some neuroids at a time, as its float64 copies would fill the memory."""
+    starts = range(0, values.shape[1], _NEUROIDS_AT_ONCE)
+    parts = [function(values[:, i : i + _NEUROIDS_AT_ONCE]) for i in starts]
+    return np.concatenate(parts, axis=-1)
+
+
+def _stimulus_means(
+    values: NDArray[np.float32], row_stimulus: NDArray[np.intp], count: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    order = np.argsort(row_stimulus, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
+    total = np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+    return np.asarray(total / count[:, None], dtype=np.float32)
 
 
 def _layers(features: Mapping[str, xr.Dataset] | xr.Dataset) -> dict[str, xr.Dataset]:

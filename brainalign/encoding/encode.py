@@ -18,7 +18,7 @@ from brainalign.data.splits import Split
 from brainalign.data.store import atomic_dir, read, write
 from brainalign.encoding.align import Aligned, Splits, align, make_splits
 from brainalign.encoding.model import encoder_dataset, fit_all
-from brainalign.encoding.nested import NestedPredictions, group_best, nested_cv
+from brainalign.encoding.nested import NestedPredictions, check_inner, group_best, nested_cv
 from brainalign.encoding.selection import check_double_dipping
 from brainalign.errors import ConfigError, SchemaError, UnavailableError
 from brainalign.evaluation.ceilings import noise_ceiling, normalised_score
@@ -29,6 +29,7 @@ from brainalign.evaluation.significance import (
     permutation_test,
 )
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
+from brainalign.linear.solvers import resolve_device
 
 __all__ = ["EncodingResult", "deviations", "encode", "read_result", "write_result"]
 
@@ -124,7 +125,8 @@ def encode(
         Grid of penalties, for z-scored features.
     inner_cv : int, "loo" or "gcv"
         How alphas and layers are scored inside the training rows: K folds over stimuli,
-        leave-one-out, or generalised cross-validation.
+        leave-one-out, or generalised cross-validation. The last two leave out single rows and need
+        one row a stimulus.
     choose : {"neuroid", "roi", "all"}
         Which neuroids share their layer. ROIs are those of the ``roi`` coordinate; neuroids
         outside all of them share one.
@@ -180,6 +182,11 @@ def encode(
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
     grid = check_alphas(alphas)
+    check_inner(inner_cv)
+    resolve_device(device)
+    for name, number in (("n_permutations", n_permutations), ("target_batch", target_batch)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}; expected at least 1.")
     aligned = align(
         features, responses, repetitions=repetitions, stimuli=stimuli, bad_neuroids=bad_neuroids,
         repeats=repeats,
@@ -190,6 +197,9 @@ def encode(
     tested = np.unique(aligned.row_id[np.concatenate([test for _, test in pairs])])
     check_double_dipping(responses, tested.tolist())
     mode = _permutation_mode(permutation, len(pairs), choose)
+    check_inner(inner_cv, aligned.row_stimulus)
+    nc = _ceiling(ceiling, aligned, responses, np.sort(np.concatenate([test for _, test in pairs])))
+    _check_exchange(mode, aligned, pairs)
     groups = _groups(aligned.neuroids, choose)
     options: dict[str, Any] = {
         "alphas": grid,
@@ -219,7 +229,6 @@ def encode(
         here = np.arange(n)
         warn_edges(index[final, here], score[final, here], grid)
 
-    nc = _ceiling(ceiling, aligned, responses, out.rows)
     predictions = _predictions(aligned, out)
     p, p_layer, p_max = _significance(
         mode, out, predictions, aligned, X, pairs, groups, options, n_permutations, seed, rng
@@ -369,6 +378,24 @@ def _permutation_mode(permutation: str, n_splits: int, choose: str) -> str:
     return permutation
 
 
+def _check_exchange(mode: str, aligned: Aligned, pairs: list[Split]) -> None:
+    """Refuse exchanges that the rows do not allow."""
+    if mode == "predictions":
+        tested = aligned.row_stimulus[np.concatenate([test for _, test in pairs])]
+        if len(np.unique(tested)) < len(tested):
+            raise ConfigError(
+                "Test rows that repeat a stimulus cannot be exchanged one by one.",
+                'Average them (repetitions="average") or use permutation="refit".',
+            )
+    elif mode != "none":
+        count = np.bincount(aligned.row_stimulus)
+        if count.min() < count.max():
+            raise ConfigError(
+                f"Stimuli with {count.min()} to {count.max()} rows cannot be exchanged.",
+                'Average them (repetitions="average") or use permutation="none".',
+            )
+
+
 def _groups(neuroids: xr.Dataset, choose: str) -> NDArray[np.int64]:
     n = neuroids.sizes["neuroid"]
     if choose == "all":
@@ -385,12 +412,6 @@ def _exchange(aligned: Aligned, rng: np.random.Generator) -> NDArray[np.intp]:
     if len(aligned.responses) == n:
         return rng.permutation(n)
     rows = [np.flatnonzero(aligned.row_stimulus == s) for s in range(n)]
-    lengths = {len(r) for r in rows}
-    if len(lengths) > 1:
-        raise ConfigError(
-            f"Stimuli with {min(lengths)} to {max(lengths)} presentations cannot be exchanged.",
-            'Average them (repetitions="average") or use permutation="none".',
-        )
     order = np.empty(len(aligned.responses), dtype=np.intp)
     for to, source in enumerate(rng.permutation(n)):
         order[rows[to]] = rows[source]
@@ -424,12 +445,6 @@ def _significance(
         layers = [_from_null(r[:n], r[n:]) for r in out.r_layer]
         return p, np.stack(layers), None
     if mode == "predictions":
-        # The presentations of one stimulus are exchanged together.
-        if len(np.unique(aligned.row_stimulus[out.rows])) < len(out.rows):
-            raise ConfigError(
-                "Test rows that repeat a stimulus cannot be exchanged one by one.",
-                'Average them (repetitions="average") or use permutation="refit".',
-            )
         tests = [
             permutation_test(
                 *deviations(predictions, layer), n_permutations=n_permutations, seed=seed

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from brainalign.data.schema import validate
 from brainalign.encoding.align import Aligned, align, feature_matrix, neuroid_coords
-from brainalign.encoding.nested import LayerFit, fit_layer, inner_folds
+from brainalign.encoding.nested import LayerFit, check_inner, fit_layer, inner_folds
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
 from brainalign.linear.solvers import resolve_device, target_batches
@@ -49,6 +49,8 @@ def fit_encoder(
     Dataset
         ``encoder`` schema.
     """
+    grid = check_alphas(alphas)
+    check_inner(inner_cv)
     aligned = align(
         features,
         responses,
@@ -56,7 +58,7 @@ def fit_encoder(
         stimuli=stimuli,
         bad_neuroids=bad_neuroids,
     )
-    grid = check_alphas(alphas)
+    check_inner(inner_cv, aligned.row_stimulus)
     layer = next(iter(aligned.features))
     fit = fit_all(aligned, layer, grid, inner_cv, seed, device, target_batch)
     if len(grid) > 1:
@@ -167,12 +169,12 @@ def encoder_dataset(
     X, f = fit.factors.X, fit.factors
     weights = np.empty((len(keep), X.shape[1]), dtype=np.float32)
     intercept = np.empty(len(keep))
-    for part in target_batches(len(keep), sum(X.shape), target_batch):
+    for part in target_batches(len(keep), sum(X.shape), target_batch, X.device):
         chosen = keep[part]
         Y = torch.as_tensor(aligned.responses[:, chosen], device=X.device)
         mean = Y.mean(dim=0, dtype=torch.float64).to(Y.dtype)
         alpha = fit.alpha[torch.as_tensor(chosen, device=X.device)]
-        w = f.coefficients(f.weights(f.rotate(Y - mean), alpha)).T
+        w = f.coefficients(f.weights(f.rotate(Y - mean), alpha))
         weights[part] = w.cpu().numpy()
         intercept[part] = (mean - w @ f.mean).cpu().numpy()
     meta = aligned.meta[layer]

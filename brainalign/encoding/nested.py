@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from brainalign.data.splits import Split, nested
+from brainalign.errors import ConfigError
 from brainalign.linear.solvers import (
     Factors,
     choose_alpha,
@@ -23,7 +24,15 @@ from brainalign.linear.solvers import (
     target_batches,
 )
 
-__all__ = ["LayerFit", "NestedPredictions", "fit_layer", "group_best", "inner_folds", "nested_cv"]
+__all__ = [
+    "LayerFit",
+    "NestedPredictions",
+    "check_inner",
+    "fit_layer",
+    "group_best",
+    "inner_folds",
+    "nested_cv",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +109,27 @@ class _Moments:
         return r.cpu().numpy(), r2.cpu().numpy()
 
 
+def check_inner(cv: int | str, row_stimulus: NDArray[np.intp] | None = None) -> None:
+    """Refuse ways to choose alphas that do not exist, or that would see a left-out stimulus.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown `cv`, or one that leaves out single rows where stimuli have several.
+    """
+    if isinstance(cv, str):
+        if cv not in ("loo", "gcv"):
+            raise ConfigError(f'inner_cv is {cv!r}; expected a number of folds, "loo" or "gcv".')
+        if row_stimulus is not None and len(np.unique(row_stimulus)) < len(row_stimulus):
+            raise ConfigError(
+                f"inner_cv={cv!r} leaves out single rows, but {len(row_stimulus)} rows show only "
+                f"{len(np.unique(row_stimulus))} stimuli: the others give a stimulus away.",
+                'Use a number of folds, or repetitions="average".',
+            )
+    elif cv < 2:
+        raise ConfigError(f"inner_cv is {cv}; at least 2 folds are needed.")
+
+
 def inner_folds(split: Split, groups: NDArray[Any], cv: int | str, seed: int) -> str | list[Split]:
     """Folds inside the training rows (positions among them), or "loo" / "gcv" as they are."""
     if isinstance(cv, str):
@@ -133,14 +163,11 @@ def fit_layer(
     scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-30), scale, torch.ones_like(scale))
     mean, scale = mean.to(X.dtype), scale.to(X.dtype)
     Z = (X - mean) / scale
-    if len(alphas) > 1:
-        scores = score_alphas(Z, Y, alphas, cv, target_batch=target_batch)
-        index = choose_alpha(scores, alphas)
-        score = scores.gather(0, index[None])[0]
-    else:
-        index = torch.zeros(Y.shape[1], dtype=torch.int64, device=Y.device)
-        score = score_alphas(Z, Y, alphas, cv, target_batch=target_batch)[0]
-    return LayerFit(mean, scale, factorise(Z), alphas.double()[index], score, index)
+    factors = factorise(Z)
+    scores = score_alphas(Z, Y, alphas, cv, factors=factors, target_batch=target_batch)
+    index = choose_alpha(scores, alphas)
+    score = scores.gather(0, index[None])[0]
+    return LayerFit(mean, scale, factors, alphas.double()[index], score, index)
 
 
 def group_best(scores: Tensor, groups: Tensor) -> Tensor:
@@ -238,6 +265,9 @@ def nested_cv(
     choice = np.empty((len(splits), n_targets), dtype=np.int64)
     moments = [_Moments(n_targets, where) for _ in features]
     chosen = _Moments(n_targets, where)
+    inner = [
+        inner_folds(split, row_groups, inner_cv, seed + 1 + k) for k, split in enumerate(splits)
+    ]
     progress = tqdm(
         total=len(splits) * len(features), desc="encode", unit="fit", disable=None, leave=False
     )
@@ -245,7 +275,7 @@ def nested_cv(
         train, test = (torch.as_tensor(s, dtype=torch.int64, device=where) for s in split)
         y_mean = Y[train].mean(dim=0, dtype=torch.float64).to(Y.dtype)
         target = Y[test] - y_mean
-        inner = inner_folds(split, row_groups, inner_cv, seed + 1 + k)
+        y_train = Y[train]
         at = place[split[1]]
         fold_of[at] = k
         training_mean[k] = y_mean[:keep].cpu().numpy()
@@ -253,11 +283,11 @@ def nested_cv(
         scores = []
         for i, values in enumerate(features.values()):
             X = torch.as_tensor(np.require(values, requirements="W"), device=where)
-            fit = fit_layer(X[train], Y[train], grid, inner, target_batch=target_batch)
+            fit = fit_layer(X[train], y_train, grid, inner[k], target_batch=target_batch)
             projected = fit.project(X[test])
             deviation = torch.empty_like(target)
-            for t in target_batches(n_targets, len(X), target_batch):
-                rotated = fit.factors.rotate(Y[train][:, t] - y_mean[t])
+            for t in target_batches(n_targets, len(X), target_batch, where):
+                rotated = fit.factors.rotate(y_train[:, t] - y_mean[t])
                 deviation[:, t] = projected @ fit.factors.weights(rotated, fit.alpha[t])
                 moments[i].add(target[:, t], deviation[:, t], t)
             moments[i].n += len(test)
@@ -267,9 +297,8 @@ def nested_cv(
             progress.update()
         best = group_best(torch.stack(scores), groups)
         choice[k] = best.cpu().numpy()
-        nested_deviation = torch.stack(deviations).gather(0, best.expand(1, len(test), n_targets))[
-            0
-        ]
+        which = best.expand(1, len(test), n_targets)
+        nested_deviation = torch.stack(deviations).gather(0, which)[0]
         everything = slice(0, n_targets)
         chosen.add(target, nested_deviation, everything)
         chosen.n += len(test)
