@@ -34,10 +34,14 @@ def roi_members(neuroids: xr.Dataset, rois: Sequence[str] | None = None) -> dict
     ------
     UnknownNameError
         For a ROI that no neuroid has.
+    SchemaError
+        If ROI masks have no names.
     """
     names = neuroids["roi"].values.astype(str)
     members = {r: np.flatnonzero(names == r) for r in sorted(set(names.tolist()) - {""})}
     if "roi_mask" in neuroids.variables:
+        if "roi_name" not in neuroids.coords:
+            raise SchemaError("'roi_mask' has no coordinate 'roi_name' with the ROIs' names.")
         for name in neuroids["roi_name"].values.astype(str).tolist():
             mask = neuroids["roi_mask"].sel(roi_name=name).values
             if mask.any():
