@@ -126,6 +126,8 @@ def build_report(
                 logger.info("drawing %s", anchor)
                 figures.append(_write_figure(figure, section, anchor, count, assets))
             _place(figures)
+            for f in figures:
+                _write_script(f["anchor"], f["spec"], assets)
             shown.append(_section_record(section, figures, numbers))
         page = environment.get_template("report.html.j2").render(
             title=title,
@@ -185,7 +187,7 @@ def _paragraphs(text: str) -> list[str]:
 def _write_figure(
     figure: Figure, section: Section, anchor: str, number: int, assets: Path
 ) -> dict[str, Any]:
-    """Draw a figure, write its files, and return what the template says of it."""
+    """Draw a figure, write its data and pictures, and return what the template says of it."""
     from brainalign.report.figures import draw, frame
 
     try:
@@ -200,9 +202,6 @@ def _write_figure(
     (assets / "data" / csv).write_bytes(data)
     for name, content in drawn.pictures.items():
         (assets / "images" / name).write_bytes(content)
-    if drawn.spec is not None:
-        script = f"brainalign.figure({json.dumps(anchor)},{script_json(drawn.spec)});\n"
-        (assets / "figures" / f"{anchor}.js").write_text(script, encoding="ascii")
     is_table = figure.kind == "table"
     limit = _ROWS_OF_TABLE if is_table else _ROWS_OF_ALTERNATIVE
     return {
@@ -214,8 +213,7 @@ def _write_figure(
         "note": drawn.note,
         "csv": f"assets/data/{csv}",
         "csv_size": _bytes(len(data)),
-        "drawn": drawn.spec is not None,
-        "height": (drawn.spec or {}).get("height", 420),
+        "spec": drawn.spec,
         "maps": drawn.maps,
         "groups": _grouped(drawn.maps),
         "panels": drawn.table["RDM"].tolist() if figure.kind == "rdm" else [],
@@ -224,6 +222,12 @@ def _write_figure(
         "wide": _is_wide(figure, drawn.wide),
         "place": "full",
     }
+
+
+def _write_script(anchor: str, spec: Mapping[str, Any] | None, assets: Path) -> None:
+    if spec is not None:
+        script = f"brainalign.figure({json.dumps(anchor)},{script_json(spec)});\n"
+        (assets / "figures" / f"{anchor}.js").write_text(script, encoding="ascii")
 
 
 def _grouped(maps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -244,13 +248,19 @@ def _is_wide(figure: Figure, otherwise: bool) -> bool:
 
 
 def _place(figures: list[dict[str, Any]]) -> None:
-    """Pair neighbouring narrow figures; one that stays alone has its words beside it."""
+    """Pair neighbouring narrow figures, of one height; one alone has its words beside it."""
     i = 0
     while i < len(figures):
         if figures[i]["wide"]:
             i += 1
         elif i + 1 < len(figures) and not figures[i + 1]["wide"]:
-            figures[i]["place"] = figures[i + 1]["place"] = "half"
+            pair = figures[i : i + 2]
+            plots = [f["spec"] for f in pair if f["spec"] and "height" in f["spec"]]
+            height = max((spec["height"] for spec in plots), default=0)
+            for f in pair:
+                f["place"] = "half"
+            for spec in plots:
+                spec["height"] = height
             i += 2
         else:
             figures[i]["place"] = "side"

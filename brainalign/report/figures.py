@@ -392,6 +392,7 @@ def _draw_scatter(figure: Figure) -> Drawn:
         "xaxis": _axis(str(figure.options.get("x_label") or _label(ds, "x", "x"))),
         "yaxis": _axis(str(figure.options.get("y_label") or _label(ds, "y", "y"))),
     }
+    layout["legend"] = {"itemsizing": "constant"}
     return Drawn(_plot(traces, layout, 420), frame(figure), note=note)
 
 
@@ -438,16 +439,9 @@ def _draw_cells(figure: Figure) -> Drawn:
             "outlinewidth": 0,
         },
     }
+    traces = [trace]
     if z.size <= _MAX_CELLS_WITH_TEXT:
-        size = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 1.0
-        decimals = 2 if size < 10 else 1 if size < 100 else 0
-        trace["text"] = [
-            ["" if not np.isfinite(v) else f"{v:.{decimals}f}".replace("-", "−") for v in r]
-            for r in z
-        ]
-        if size <= 1:
-            trace["text"] = [[t.replace("0.", ".", 1) for t in r] for r in trace["text"]]
-        trace["texttemplate"] = "%{text}"
+        traces.append(_numbers_in_cells(z, hint, low, high))
     shapes = []
     best = figure.options.get("best_in")
     if best is not None and best not in ("row", "column"):
@@ -479,9 +473,38 @@ def _draw_cells(figure: Figure) -> Drawn:
     note = f"Outlined: the highest value of each {best}." if best else ""
     wide = not square and (len(columns) > 9 or height > 700)
     spec = _plot(
-        [trace], layout, 460 if square and len(rows) < 12 else height, columns=len(columns)
+        traces,
+        layout,
+        460 if square and len(rows) < 12 else height,
+        columns=len(columns),
+        square=square,
     )
     return Drawn(spec, frame(figure), note=note, wide=wide)
+
+
+def _numbers_in_cells(z: np.ndarray, hint: str, low: float, high: float) -> dict[str, Any]:
+    """Return the numbers as text, black or white by the luminance of the colour they stand on."""
+    size = float(np.nanmax(np.abs(z))) if np.isfinite(z).any() else 1.0
+    decimals = 2 if size < 10 else 1 if size < 100 else 0
+    table = colour_table(hint) / 255.0
+    linear = np.where(table <= 0.04045, table / 12.92, ((table + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    rows, columns = np.nonzero(np.isfinite(z))
+    values = z[rows, columns]
+    place = np.clip((values - low) / (high - low), 0, 1) * (len(table) - 1)
+    # 0.179 is where black and white stand out equally (WCAG's contrast).
+    dark = luminance[place.round().astype(int)] > 0.179
+    text = [f"{v:.{decimals}f}".replace("-", "−") for v in values]
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "x": columns,
+        "y": rows,
+        "text": [t.replace("0.", ".", 1) if size <= 1 else t for t in text],
+        "textfont": {"color": np.where(dark, "#101010", "#ffffff").tolist()},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def _best_cells(z: np.ndarray, best: str | None) -> list[tuple[int, int]]:
@@ -535,7 +558,7 @@ def _draw_distribution(figure: Figure) -> Drawn:
             traces.append(_ridge(centres[on], d[on], y0, first, "$c0", "scores"))
             text = (
                 f"<b>{name}</b><br>n = {mine.size:,}<br>median {format_number(q[1])}"
-                f"<br>middle half {_shown_range(q[0], q[2])}"
+                f"<br>quartiles {_shown_range(q[0], q[2])}"
             )
             traces += [
                 {
@@ -545,7 +568,7 @@ def _draw_distribution(figure: Figure) -> Drawn:
                     "y": [y0, y0],
                     "line": {"color": "$text", "width": 4},
                     "hoverinfo": "skip",
-                    "name": "middle half",
+                    "name": "quartiles",
                     "legendgroup": "half",
                     "showlegend": first,
                 },

@@ -155,12 +155,12 @@ def _projection(view: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
         faces.append(np.repeat(chosen, len(lattice)))
         weights.append(np.tile(lattice.astype(np.float32), (len(chosen), 1)))
     pixel, depth = np.concatenate(pixels), np.concatenate(depths)
-    order = np.lexsort((depth, pixel))
-    winner = order[np.flatnonzero(np.diff(pixel[order], append=-1))]
-    face = np.full(height * width, -1)
-    weight = np.zeros((height * width, 3), dtype=np.float32)
-    face[pixel[winner]] = np.concatenate(faces)[winner]
-    weight[pixel[winner]] = np.concatenate(weights)[winner]
+    # Written from far to near: what is nearest stays.
+    order = np.argsort(depth.astype(np.float32), kind="stable")
+    winner = np.full(height * width, -1)
+    winner[pixel[order]] = order
+    face = np.where(winner < 0, -1, np.concatenate(faces)[winner])
+    weight = np.concatenate(weights)[winner]
     normal = np.einsum("pk,pkc->pc", weight, smooth[mesh.faces[np.maximum(face, 0)]])
     light = np.array([-0.25, 0.45, 0.86])
     shade = 0.55 + 0.5 * np.clip(normal @ (light / np.linalg.norm(light)), 0, 1)
@@ -174,12 +174,12 @@ def draw_view(view: int, colours: dict[str, np.ndarray], width: int, fine: int =
 
     face, weights, shade = _projection(view, width * fine)
     hemisphere = VIEWS[view][1]
-    of_vertex = colours[hemisphere]
-    corners = inflated()[hemisphere].faces[np.maximum(face, 0)]
-    rgb = np.einsum("hwk,hwkc->hwc", weights, of_vertex[corners]) * shade[..., None]
-    rgba = np.concatenate([rgb, np.where(face >= 0, 255, 0)[..., None]], axis=2)
-    # Premultiplied while it is made smaller, so that the rim takes no colour from outside.
-    rgba[..., :3] *= (face >= 0)[..., None]
+    seen = face >= 0
+    corners = colours[hemisphere].astype(np.float32)[inflated()[hemisphere].faces[face[seen]]]
+    rgba = np.zeros((*face.shape, 4), dtype=np.float32)
+    rgba[seen, :3] = (weights[seen][:, :, None] * corners).sum(axis=1) * shade[seen][:, None]
+    rgba[seen, 3] = 255
+    # Colours are zero outside, so a mean over alpha takes no colour from there at the rim.
     small = np.array(face.shape) // fine
     box = rgba[: small[0] * fine, : small[1] * fine].reshape(small[0], fine, small[1], fine, 4)
     mean = box.mean(axis=(1, 3))

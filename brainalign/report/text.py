@@ -28,6 +28,7 @@ __all__ = [
 # Lone surrogates (undecodable file names), control characters, and the marks that reorder text.
 _UNSHOWABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]")
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _CITATION = re.compile(r"\[@[^\[\]]+\]")
 
 
@@ -103,12 +104,13 @@ def format_number(value: float, decimals: int | None = None) -> str:
         size = abs(value)
         if size and (size < 1e-3 or size >= 1e7):
             mantissa, exponent = f"{value:.1e}".split("e")
-            return f"{mantissa}×10^{int(exponent)}".replace("-", "−")
+            power = str(int(exponent)).translate(_SUPERSCRIPT)
+            return f"{mantissa}×10{power}".replace("-", "−")
         if float(value).is_integer():
             decimals = 0
         else:
             decimals = 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
-    return f"{value:,.{decimals}f}".replace("-", "−").replace(",", "\u202f")
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def format_interval(value: float, low: float | None, high: float | None) -> tuple[str, str]:
@@ -183,7 +185,7 @@ def numbered(text: str, numbers: Mapping[str, int]) -> list[tuple[str, list[int]
     for match in _CITATION.finditer(text):
         keys = [k.strip().removeprefix("@") for k in re.split(r"[;,]", match.group()[1:-1])]
         if all(k in numbers for k in keys):
-            pieces.append((text[begin : match.start()], [numbers[k] for k in keys]))
+            pieces.append((text[begin : match.start()].rstrip(), [numbers[k] for k in keys]))
             begin = match.end()
     pieces.append((text[begin:], []))
     return pieces

@@ -78,22 +78,29 @@
     const layout = themed(spec.layout);
     for (const name of ["xaxis", "yaxis"]) {
       const axis = layout[name] ?? {};
-      const most = name === "yaxis" ? (small ? 14 : 28) : (small ? 12 : 22);
-      if (axis.ticktext) axis.ticktext = axis.ticktext.map((t) => short(t, most));
+      if (axis.ticktext) {
+        const upright = name === "yaxis";
+        const most = upright ? Math.max(12, Math.min(40, Math.floor(width * 0.045))) : 18;
+        axis.ticktext = axis.ticktext.map((t) => short(t, most));
+        // Slanted labels end at their tick, so that none leaves the page at the right.
+        const room = (width - 90) / axis.ticktext.length;
+        if (!upright) axis.tickangle = axis.ticktext.some((t) => t.length * 7 > room - 4) ? -40 : 0;
+      }
       layout[name] = {
         automargin: true, gridcolor: css("--line"), zerolinecolor: css("--line"),
         linecolor: css("--line"), tickcolor: css("--line"), ticks: axis.ticktext ? "" : "outside",
         ...axis, title: { standoff: 10, ...axis.title },
       };
     }
+    const { legend, ...rest } = layout;
     return {
-      width, height: spec.height, margin: { l: 52, r: 14, t: 14, b: 46 },
+      width, height: spec.square ? Math.min(spec.height, width + 90) : spec.height, margin: { l: 52, r: 14, t: 14, b: 46 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: small ? 11 : 12.5, color: css("--text") },
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 12 } },
+      legend: { ...legend, orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 12 } },
       hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--muted"), font: { color: css("--text"), size: 12.5 }, align: "left" },
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
-      ...layout,
+      ...rest,
     };
   }
   const config = { displayModeBar: false, showTips: false, doubleClick: "reset" };
@@ -110,8 +117,8 @@
       if (narrow(width)) {
         trace.colorbar = { ...trace.colorbar, orientation: "h", x: 0.5, xanchor: "center", y: 1.02, yanchor: "bottom", len: 0.9, thickness: 10, title: { ...trace.colorbar.title, side: "top" } };
       }
-      if (spec.columns && (width - 130) / spec.columns < 30) delete trace.texttemplate;
     }
+    if (spec.columns && (width - 130) / spec.columns < 30) data.splice(1, 1);
     $$(".wait", box).forEach((e) => e.remove());
     await Plotly.react(box, data, layout, config);
     box.style.minHeight = "";
@@ -147,8 +154,10 @@
       edge = cell * rows * rows + 3;
     }
     const groups = spec.groups ?? [];
-    const foot = groups.length ? 74 : 8;
     const side = width - edge - 6 - (strip ? cell * (rows - 1) / 2 : 0);
+    const names = groups.map((g) => short(g.label, 14));
+    const slanted = groups.some((g, i) => names[i].length * 7 > (g.to - g.from) * side / n);
+    const foot = !groups.length ? 8 : slanted ? 16 + Math.max(...names.map((t) => t.length)) * 5 : 24;
     const middle = groups.map((g) => (g.from + g.to - 1) / 2);
     const lines = groups.slice(1).flatMap((g) => [
       { type: "line", x0: g.from - 0.5, x1: g.from - 0.5, y0: -0.5, y1: n - 0.5, line: { color: "#fff", width: 1.4 } },
@@ -165,7 +174,7 @@
       margin: { l: edge, t: edge, r: width - side - edge, b: foot, pad: 0 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: css("--soft"), dragmode: false,
       font: { family: getComputedStyle(document.body).fontFamily, size: 11, color: css("--text") },
-      xaxis: { ...axis, range: [-0.5, n - 0.5], tickvals: middle, ticktext: groups.map((g) => short(g.label, 14)), showticklabels: groups.length > 0, tickangle: groups.length > 4 || narrow(width) ? -40 : 0 },
+      xaxis: { ...axis, range: [-0.5, n - 0.5], tickvals: middle, ticktext: names, showticklabels: groups.length > 0, tickangle: slanted ? -40 : 0 },
       yaxis: { ...axis, range: [n - 0.5, -0.5], showticklabels: false },
     };
     const trace = { type: "heatmap", z: panel.z, zmin: panel.limits[0], zmax: panel.limits[1], colorscale: spec.colorscale, showscale: false, hoverinfo: "none" };
@@ -232,7 +241,7 @@
   }
 
   const views = {
-    "back": { eye: [0, -1.9, -0.35], up: [0, 0, 1], show: "LR" },
+    "back": { eye: [0, -2, -0.4], up: [0, 0, 1], show: "LR" },
     "ventral": { eye: [0, -0.01, -2], up: [0, 1, 0], show: "LR" },
     "dorsal": { eye: [0, -0.01, 2], up: [0, 1, 0], show: "LR" },
     "left": { eye: [-2, 0, 0], up: [0, 0, 1], show: "L" },
@@ -240,6 +249,15 @@
     "right-medial": { eye: [-2, 0, 0], up: [0, 0, 1], show: "R" },
     "right": { eye: [2, 0, 0], up: [0, 0, 1], show: "R" },
   };
+  // With parallel projection only the box's size scales the picture: half the height is one unit.
+  const span = { x: 180, y: 218, z: 150 };
+  function box3d(view, place, zoom) {
+    const across = /left|right/.test(view) ? span.y : span.x;
+    const along = /ventral|dorsal/.test(view) ? span.y : span.z;
+    const { clientWidth: width, clientHeight: height } = place;
+    const scale = zoom * Math.min(1.8 / along, 1.8 * width / height / across);
+    return { x: span.x * scale, y: span.y * scale, z: span.z * scale };
+  }
   const camera = (view) => {
     const [x, y, z] = views[view].eye, [a, b, c] = views[view].up;
     return { eye: { x, y, z }, up: { x: a, y: b, z: c }, center: { x: 0, y: 0, z: 0 }, projection: { type: "orthographic" } };
@@ -290,16 +308,16 @@
       return {
         type: "mesh3d", x, y, z, i, j, k, ...paint(spec, index, side), hoverinfo: "text",
         name: side === "L" ? "left" : "right", visible: views[view].show.includes(side),
-        lighting: { ambient: 0.62, diffuse: 0.55, specular: 0.06, roughness: 0.85, fresnel: 0.05 },
+        lighting: { ambient: 0.82, diffuse: 0.65, specular: 0.06, roughness: 0.85, fresnel: 0.05 },
         lightposition: { x: -600, y: -2500, z: 2600 },
       };
     });
-    const hidden = { visible: false, showspikes: false };
+    const hidden = (axis) => ({ visible: false, showspikes: false, range: [-span[axis] / 2, span[axis] / 2] });
     const layout = {
       width: place.clientWidth, height: place.clientHeight, margin: { l: 0, r: 0, t: 0, b: 0 },
-      paper_bgcolor: "rgba(0,0,0,0)", uirevision: view,
+      paper_bgcolor: "rgba(0,0,0,0)",
       hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--muted"), font: { color: css("--text"), size: 12.5 } },
-      scene: { xaxis: hidden, yaxis: hidden, zaxis: hidden, aspectmode: "data", dragmode: "orbit", camera: box.camera ?? camera(view), bgcolor: "rgba(0,0,0,0)" },
+      scene: { xaxis: hidden("x"), yaxis: hidden("y"), zaxis: hidden("z"), aspectmode: "manual", aspectratio: box3d(view, place, box.zoom ?? 1), dragmode: "orbit", camera: box.camera ?? camera(view), bgcolor: "rgba(0,0,0,0)" },
     };
     $$(".wait", place).forEach((e) => e.remove());
     await Plotly.react(place, traces, layout, { ...config, scrollZoom: false });
@@ -320,16 +338,19 @@
     const now = place.layout.scene.camera;
     const { x, y, z } = now.eye;
     const step = Math.PI / 18, size = Math.hypot(x, y, z);
-    let around = Math.atan2(y, x), above = Math.asin(z / size), far = size;
+    let around = Math.atan2(y, x), above = Math.asin(z / size), zoom = box.zoom ?? 1;
     if (key === "ArrowLeft") around -= step;
     else if (key === "ArrowRight") around += step;
     else if (key === "ArrowUp") above = Math.min(above + step, 1.55);
     else if (key === "ArrowDown") above = Math.max(above - step, -1.55);
-    else if (key === "+" || key === "=") far /= 1.15;
-    else if (key === "-") far *= 1.15;
+    else if (key === "+" || key === "=") zoom *= 1.15;
+    else if (key === "-") zoom /= 1.15;
     else return false;
-    const eye = { x: far * Math.cos(above) * Math.cos(around), y: far * Math.cos(above) * Math.sin(around), z: far * Math.sin(above) };
-    Plotly.relayout(place, { "scene.camera": { ...now, eye, up: { x: 0, y: 0, z: 1 } } });
+    const eye = { x: size * Math.cos(above) * Math.cos(around), y: size * Math.cos(above) * Math.sin(around), z: size * Math.sin(above) };
+    const changes = { "scene.aspectratio": box3d(box.dataset.view ?? "back", place, zoom) };
+    if (zoom === (box.zoom ?? 1)) changes["scene.camera"] = { ...now, eye, up: { x: 0, y: 0, z: 1 } };
+    box.zoom = zoom;
+    Plotly.relayout(place, changes);
     return true;
   }
 
@@ -339,18 +360,16 @@
       $$("[data-map]", box).forEach((e) => e.classList.toggle("on", e.dataset.map === value));
     } else {
       box.camera = null;
+      box.zoom = 1;
       $$("[data-action=view]", box).forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.view === value)));
     }
     const place = box.querySelector(".plot3d");
     if (name === "map" && place.layout) box.camera = place.layout.scene.camera;
     if (drawn.has(box)) draw(box);
   }
-  $$(".surface").forEach((box) => choose0(box));
-  function choose0(box) {
-    $$("[data-map='0']", box).forEach((e) => e.classList.add("on"));
-    const select = box.querySelector("select");
-    if (select) select.selectedIndex = 0;
-  }
+  // A browser that goes back to a page remembers the choice; the page begins with the first map.
+  $$(".surface [data-map='0']").forEach((e) => e.classList.add("on"));
+  $$(".surface select").forEach((select) => { select.selectedIndex = 0; });
 
   // --- When a figure comes into view ------------------------------------------------------------
 
