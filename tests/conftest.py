@@ -33,3 +33,12 @@ def weights_folder(mirror: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no pretrained weights: set BRAINALIGN_WEIGHTS to a folder of weights")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kay2017_study(mirror: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Return the study of Kay & Yeatman 2017, whose images take seconds to write."""
+    from brainalign.data.studies import kay2017
+
+    images = tmp_path_factory.mktemp("kay2017")
+    return kay2017.load(mirror / kay2017.FOLDER, stimuli_folder=images)

@@ -111,12 +111,8 @@ def test_section_from_a_bundle_of_another_study(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def kay(mirror, tmp_path_factory):
-    from brainalign.data.studies import kay2017
-
-    return kay2017.load(
-        mirror / kay2017.FOLDER, stimuli_folder=tmp_path_factory.mktemp("kay")
-    ).extras
+def kay(kay2017_study):
+    return kay2017_study.extras
 
 
 @pytest.fixture(scope="module")

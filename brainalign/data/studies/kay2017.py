@@ -135,10 +135,13 @@ def load(
     Study
         ``responses["subject1"]``: experiment 2, betas (presentation 115, neuroid VWFA and FFA) in %
         signal change, with ``standard_error`` (presentation, neuroid) and ``bootstrap`` (bootstrap
-        100, presentation, neuroid). ``stimuli``: its 115 images, 750 x 750, linear luminance on
-        127. Stimulus ids are the authors' names for the first 23 and, in the order and with the ids
-        of Kriegeskorte 2008, ``image01`` ... ``image92`` for the rest (the authors' NIKO01 ... are
-        sorted as text; the coord ``condition`` keeps them). ``extras``:
+        100, presentation, neuroid). No condition comes twice; the coord ``ncsnr`` (neuroid) follows
+        from the standard errors se: the noise variance is the mean of se^2, the signal variance
+        max(0, Var[beta] - mean se^2), and one beta counts as one repetition, so that ncsnr^2 /
+        (ncsnr^2 + 1) is its noise ceiling. ``stimuli``: its 115 images, 750 x 750, linear luminance
+        on 127. Stimulus ids are the authors' names for the first 23 and, in the order and with the
+        ids of Kriegeskorte 2008, ``image01`` ... ``image92`` for the rest (the authors' NIKO01 ...
+        are sorted as text; the coord ``condition`` keeps them). ``extras``:
 
         - ``experiment1``: group means over 9 subjects (presentation 23, neuroid), with
           ``standard_error``; coord ``category`` is the observers' judgement: WORD, FACE, OTHER or
@@ -214,6 +217,13 @@ def _presentations(ids: list[str], subject: str) -> dict[str, Any]:
     }
 
 
+def _ncsnr(beta: NDArray[Any], standard_error: NDArray[Any]) -> NDArray[np.float64]:
+    """Signal over noise standard deviation of each neuroid, from (condition, neuroid)."""
+    noise = np.mean(np.square(standard_error, dtype=np.float64), axis=0)
+    signal = np.maximum(0, np.var(beta, axis=0, ddof=1, dtype=np.float64) - noise)
+    return np.asarray(np.sqrt(signal / noise))
+
+
 def _experiment2(path: Path, stimuli_folder: Path) -> dict[str, Any]:
     import h5py
 
@@ -246,6 +256,7 @@ def _experiment2(path: Path, stimuli_folder: Path) -> dict[str, Any]:
             "image_number": ("presentation", number),
             "category": ("presentation", category),
             **_neuroids(rois),
+            "ncsnr": ("neuroid", _ncsnr(beta, error)),
         },
         attrs={
             "units": _UNITS,
