@@ -229,7 +229,7 @@ def train_clip(
     out_folder: Path | str,
     *,
     n_scenes: int = 12_000,
-    steps: int = 1600,
+    steps: int = 1200,
     seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | str | None = None,
@@ -618,7 +618,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--scenes", type=int, default=12_000, help="scenes to learn from")
-    parser.add_argument("--steps", type=int, default=1600, help="updates")
+    parser.add_argument("--steps", type=int, default=1200, help="updates")
     parser.add_argument(
         "--seed", type=int, default=0, help="names the scenes and draws the batches"
     )
