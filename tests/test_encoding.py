@@ -548,6 +548,15 @@ def test_responses_of_the_wrong_kind():
         encode(x, two)
     with pytest.raises(ConfigError, match="no features"):
         encode({}, y)
+    series = y.rename(presentation="time").assign_attrs(sampling_rate=1.0)
+    with pytest.raises(SchemaError, match="time series"):
+        encode(x, series)
+    unequal = y.isel(presentation=np.r_[0:30, 0:5])
+    with pytest.raises(ConfigError, match="Stimuli with 1 to 2 rows cannot be exchanged"):
+        encode(x, unequal, repetitions="keep")
+    twice = y.isel(presentation=np.r_[0:30, 0:30])
+    with pytest.raises(ConfigError, match="cannot be exchanged one by one"):
+        encode(x, twice, repetitions="keep", permutation="predictions")
 
 
 # Layers, ROIs and models compared.
@@ -576,6 +585,18 @@ def test_layer_by_roi_and_models(linear):
     elsewhere = encode(other, made.responses, **{**options, "seed": 3})
     with pytest.raises(SchemaError, match="not tested on the same rows: fold"):
         compare_models({"net": result, "lesser": elsewhere})
+
+
+def test_order_of_features_and_seed():
+    x, y = noise(40, 8, seed=16)
+    order = np.random.default_rng(1).permutation(40)
+    shuffled = {n: ds.isel(stimulus=order) for n, ds in x.items()}
+    options = {"inner_cv": 3, "n_permutations": 50, "seed": 4}
+    one, two = encode(x, y, **options), encode(shuffled, y, **options)
+    xr.testing.assert_identical(one.best, two.best)
+    xr.testing.assert_identical(one.predictions, two.predictions)
+    other = encode(x, y, **{**options, "seed": 5})
+    assert not np.allclose(one.best["r"], other.best["r"])
 
 
 def test_batches_of_neuroids_change_nothing():
