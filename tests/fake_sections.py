@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,7 +17,8 @@ ROIS = ["V1", "V2", "hV4", "FFA", "OFA", "EBA", "PPA", "VWFA"]
 CATEGORIES = ["face", "body", "place", "word"]
 KHALIGH = """@article{kriegeskorte2008,
   author = {Kriegeskorte, Nikolaus and Mur, Marieke and Ruff, Douglas A. and Kiani, Roozbeh},
-  title = {Matching Categorical Object Representations in Inferior Temporal Cortex of Man and Monkey},
+  title = {Matching Categorical Object Representations in Inferior Temporal Cortex
+    of Man and Monkey},
   journal = {Neuron}, volume = {60}, number = {6}, pages = {1126--1141}, year = {2008},
   doi = {10.1016/j.neuron.2008.10.043}
 }"""
@@ -174,8 +176,10 @@ def quality(rng: np.random.Generator) -> Section:
                 "ceilings",
                 "distribution",
                 "Noise ceiling of every vertex, by region",
-                "The ceiling is the highest correlation a perfect model could reach. Regions far to the "
-                "left cannot tell models apart; a second hump near zero would be vertices outside the cortex.",
+                "The ceiling is the highest correlation a perfect model could reach. Regions far "
+                "to the "
+                "left cannot tell models apart; a second hump near zero would be vertices "
+                "outside the cortex.",
                 xr.Dataset(
                     {
                         "value": (
@@ -192,7 +196,8 @@ def quality(rng: np.random.Generator) -> Section:
                 "repeats",
                 "curve",
                 "What more repeats would bring",
-                "The ceiling grows with the number of repeats averaged. Where the line is flat, more "
+                "The ceiling grows with the number of repeats averaged. Where the line is flat, "
+                "more "
                 "stimuli are worth more than more repeats.",
                 xr.Dataset(
                     {
@@ -215,7 +220,8 @@ def quality(rng: np.random.Generator) -> Section:
                 "counts",
                 "table",
                 "What entered the analysis",
-                "Counts after exclusion. A region with few vertices has a wide interval everywhere below.",
+                "Counts after exclusion. A region with few vertices has a wide interval "
+                "everywhere below.",
                 xr.Dataset(
                     {
                         "region": ("row", ROIS),
@@ -227,7 +233,8 @@ def quality(rng: np.random.Generator) -> Section:
                 ),
             ),
         ],
-        methods="Noise ceilings followed the noise between repeats [@kay2017]. Vertices with a ceiling "
+        methods="Noise ceilings followed the noise between repeats [@kay2017]. Vertices with a "
+        "ceiling "
         "below r = 0.1 were left out.\n\nResponses were averaged over three repeats.",
         references={"kay2017": KAY},
         exclusions=["38 of 20,484 vertices: constant over all presentations."],
@@ -254,8 +261,10 @@ def encoding(rng: np.random.Generator) -> Section:
     return Section(
         id="encoding",
         title="Encoding with a network",
-        intro="Ridge regression from each layer's features to every vertex, scored on stimuli held out. "
-        "The layer of a region is chosen inside the training folds, so the scores below are not chosen from.",
+        intro="Ridge regression from each layer's features to every vertex, scored on stimuli "
+        "held out. "
+        "The layer of a region is chosen inside the training folds, so the scores below are not "
+        "chosen from.",
         order=20,
         facts={
             "Model": "MobileNetV2 (ImageNet)",
@@ -298,8 +307,10 @@ def encoding(rng: np.random.Generator) -> Section:
                 "maps",
                 "surface",
                 "Encoding accuracy over the cortex",
-                "Bright patches are vertices whose responses to new images the features predict. Look for "
-                "the ventral stream on both sides; an accuracy spread evenly over the cortex would point "
+                "Bright patches are vertices whose responses to new images the features predict. "
+                "Look for "
+                "the ventral stream on both sides; an accuracy spread evenly over the cortex "
+                "would point "
                 "to a leak between training and test stimuli.",
                 ds,
             ),
@@ -307,7 +318,8 @@ def encoding(rng: np.random.Generator) -> Section:
                 "layers",
                 "heatmap",
                 "Accuracy by layer and region",
-                "Early regions should be best explained by early layers, category-selective regions by "
+                "Early regions should be best explained by early layers, category-selective "
+                "regions by "
                 "late ones: the outlined cells run down to the right.",
                 xr.Dataset(
                     {
@@ -327,7 +339,8 @@ def encoding(rng: np.random.Generator) -> Section:
                 "against-ceiling",
                 "distribution",
                 "Accuracy against what can be explained",
-                "The nearer the filled hump comes to the ceiling, the less is left to explain. A hump that "
+                "The nearer the filled hump comes to the ceiling, the less is left to explain. A "
+                "hump that "
                 "goes beyond its ceiling would mean the ceiling is estimated wrongly.",
                 xr.Dataset(
                     {"value": ("observation", r, {"long_name": "Pearson r"})},
@@ -339,7 +352,8 @@ def encoding(rng: np.random.Generator) -> Section:
                 "baselines",
                 "points",
                 "Against the baselines",
-                "A model counts only as far as it beats its own architecture with random weights, and the "
+                "A model counts only as far as it beats its own architecture with random "
+                "weights, and the "
                 "V1 model. Intervals that do not overlap differ clearly.",
                 xr.Dataset(
                     {
@@ -365,7 +379,8 @@ def encoding(rng: np.random.Generator) -> Section:
                 "vertex-ceiling",
                 "scatter",
                 "Every vertex against its ceiling",
-                "Points below the line have room left; points above it are noise in the ceiling. A cloud "
+                "Points below the line have room left; points above it are noise in the ceiling. "
+                "A cloud "
                 "parallel to the line is a model that misses the same share everywhere.",
                 xr.Dataset(
                     {
@@ -377,9 +392,12 @@ def encoding(rng: np.random.Generator) -> Section:
                 options={"identity_line": True},
             ),
         ],
-        methods="Responses were predicted by ridge regression with one penalty per vertex, chosen by "
-        "cross-validation within the training folds. Features were standardised on the training stimuli.\n\n"
-        "Significance came from permutations that refit the model, with the false discovery rate at 5 % "
+        methods="Responses were predicted by ridge regression with one penalty per vertex, "
+        "chosen by "
+        "cross-validation within the training folds. Features were standardised on the training "
+        "stimuli.\n\n"
+        "Significance came from permutations that refit the model, with the false discovery rate "
+        "at 5 % "
         "[@unknown]. Selective regions were compared with a template model [@kay2017].",
         references={"kay2017": KAY},
         exclusions=["Layer classifier: its 1,000 features were kept whole, without projection."],
@@ -423,7 +441,8 @@ def representation(rng: np.random.Generator, n: int = 48) -> Section:
                 "rdms",
                 "rdm",
                 "Dissimilarity of every pair of images",
-                "Dark blocks along the diagonal are categories whose images are treated as alike. Look "
+                "Dark blocks along the diagonal are categories whose images are treated as "
+                "alike. Look "
                 "for the same blocks in the network as in the brain, and for none in the pixels.",
                 xr.Dataset(
                     {"rdm": (("rdm_name", "stimulus", "stimulus_2"), np.array(rdms))},
@@ -442,7 +461,8 @@ def representation(rng: np.random.Generator, n: int = 48) -> Section:
                 "agreement",
                 "bars",
                 "Layers of the network against human IT",
-                "Agreement should rise towards the late blocks and stay below the band, which is where a "
+                "Agreement should rise towards the late blocks and stay below the band, which is "
+                "where a "
                 "perfect model of the group would lie.",
                 xr.Dataset(
                     {
@@ -462,7 +482,8 @@ def representation(rng: np.random.Generator, n: int = 48) -> Section:
                 "confusion",
                 "matrix",
                 "What is taken for what",
-                "Rows are what was shown, columns what was decoded. Weight off the diagonal should fall "
+                "Rows are what was shown, columns what was decoded. Weight off the diagonal "
+                "should fall "
                 "between categories that look alike.",
                 xr.Dataset(
                     {
@@ -481,7 +502,8 @@ def representation(rng: np.random.Generator, n: int = 48) -> Section:
                 "best-images",
                 "image_grid",
                 "Images a region responds to most",
-                "The strongest responses of each region, held out. They should share the category the "
+                "The strongest responses of each region, held out. They should share the "
+                "category the "
                 "region is named for.",
                 xr.Dataset(
                     {
@@ -502,7 +524,8 @@ def representation(rng: np.random.Generator, n: int = 48) -> Section:
                 },
             ),
         ],
-        methods="Dissimilarities were 1 − Pearson r between response patterns [@kriegeskorte2008; @kay2017].",
+        methods="Dissimilarities were 1 − Pearson r between response patterns "
+        "[@kriegeskorte2008; @kay2017].",
         references={"kriegeskorte2008": KHALIGH, "kay2017": KAY},
         problems=["Monkey 2: stimulus 17 has no response; its pairs are missing."],
     )
@@ -517,8 +540,8 @@ def hostile() -> Section:
     name = HOSTILE[1]
     pictures = {h: stimulus("face", i) for i, h in enumerate(HOSTILE)}
 
-    def figure(kind: str, data: xr.Dataset, **more: object) -> Figure:
-        return Figure(kind, kind, f"{kind} {name}", " | ".join(HOSTILE), data, **more)  # type: ignore[arg-type]
+    def figure(kind: str, data: xr.Dataset, **more: Any) -> Figure:
+        return Figure(kind, kind, f"{kind} {name}", " | ".join(HOSTILE), data, **more)
 
     two = np.arange(2)
     return Section(
@@ -599,7 +622,11 @@ def hostile() -> Section:
             figure(
                 "table",
                 xr.Dataset(
-                    {"text": ("row", HOSTILE), name: ("row", HOSTILE), "number": ("row", -values)}
+                    {
+                        "text": ("row", HOSTILE),
+                        "n" + HOSTILE[2]: ("row", HOSTILE),
+                        "number": ("row", -values),
+                    }
                 ),
             ),
             figure(
@@ -627,7 +654,8 @@ def hostile() -> Section:
         ],
         methods="\n\n".join(HOSTILE) + " [@a]",
         references={
-            "a": "@misc{a, title = {<script>document.title='owned'</script>}, doi = {10.1234/\"><script>x</script>}}"
+            "a": "@misc{a, title = {<script>document.title='owned'</script>}, doi = "
+            '{10.1234/"><script>x</script>}}'
         },
         exclusions=HOSTILE,
         problems=HOSTILE,
@@ -647,11 +675,14 @@ def report_arguments() -> dict[str, object]:
     """Return what the report is told beside its sections."""
     return {
         "title": "How well network features explain visual cortex",
-        "question": "Which layers of a network trained on images explain the responses of which regions, "
+        "question": "Which layers of a network trained on images explain the responses of which "
+        "regions, "
         "and how much of what can be explained is left?",
         "facts": {
-            "Data": "A simulated subject on fsaverage5 and the 92 images of Kriegeskorte et al. (2008)",
-            "Models": "MobileNetV2, a small CLIP; V1 energy model, pixels and random weights beside them",
+            "Data": "A simulated subject on fsaverage5 and the 92 images of Kriegeskorte et al. "
+            "(2008)",
+            "Models": "MobileNetV2, a small CLIP; V1 energy model, pixels and random weights "
+            "beside them",
             "Method": "Ridge regression with nested layer choice; representational similarity",
         },
         "config": {

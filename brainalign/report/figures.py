@@ -232,7 +232,7 @@ def _draw_items(figure: Figure) -> Drawn:
                 "marker": {"color": series_colour(s)},
             }
         else:
-            connect = k > 1 and n > 3 and bool(figure.options.get("connect", False))
+            connect = n > 2 and bool(figure.options.get("connect", False))
             trace |= {
                 "mode": "lines+markers" if connect else "markers",
                 "line": {"color": series_colour(s) + "/0.5", "width": 1.2},

@@ -47,7 +47,7 @@ def safe_name(text: object) -> str:
     text = str(text)
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].strip("-")
-    if slug == text:
+    if slug and slug == text:
         return slug
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{slug or 'x'}-{digest}"
