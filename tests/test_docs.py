@@ -61,14 +61,26 @@ def at_practice(practice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
 
 
+def table(text: str) -> dict[str, list[float]]:
+    """Return the numbers at the end of each line, by what stands before them."""
+    rows = re.findall(r"^(\S.*?)((?:\s+-?\d\.\d+)+)\s*$", text, flags=re.M)
+    return {name: [float(n) for n in numbers.split()] for name, numbers in rows}
+
+
 @pytest.mark.parametrize("page", with_blocks("python"))
-def test_code_runs(page: Path, request, tmp_path, monkeypatch) -> None:
+def test_code_runs(page: Path, request, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     if page == TUTORIAL:
         request.getfixturevalue("at_practice")
     namespace: dict = {"__name__": "docs"}
     for line, code in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+    if page.name == "README.md":
+        (_, shown), *_ = blocks(page, "text")
+        assert table(shown) == {
+            name: pytest.approx(numbers, abs=0.03)
+            for name, numbers in table(capsys.readouterr().out).items()
+        }
 
 
 @pages
