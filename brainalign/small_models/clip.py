@@ -605,7 +605,8 @@ By category: {each}. Prompts: {prompts}.
 
 It has seen rendered scenes only: on photographs its zero-shot answers mean little. It does not
 read: it tells a word from a number by its look, not what is written. It knows the words of its
-captions and no others.
+captions and no others. It is trained most on what is shown and less on its colour and number: the
+table says how far those can be trusted.
 """
 
 
