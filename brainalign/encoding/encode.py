@@ -184,9 +184,10 @@ def encode(
     grid = check_alphas(alphas)
     check_inner(inner_cv)
     resolve_device(device)
-    for name, number in (("n_permutations", n_permutations), ("target_batch", target_batch)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name} is {number}; expected at least 1.")
+    if permutation != "none" and n_permutations < 1:
+        raise ConfigError(f'n_permutations is {n_permutations}; use permutation="none" for none.')
+    if target_batch is not None and target_batch < 1:
+        raise ConfigError(f"target_batch is {target_batch}; expected at least 1.")
     aligned = align(
         features, responses, repetitions=repetitions, stimuli=stimuli, bad_neuroids=bad_neuroids,
         repeats=repeats,
