@@ -50,7 +50,8 @@ for (const e of document.querySelectorAll(".js-plotly-plot text")) {
   if (e.closest(".textpoint, .scatterlayer") || !e.textContent.trim()) continue;
   const a = light(rgb(getComputedStyle(e).fill)), b = light(ground(e.closest("figure")));
   const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  if (ratio < 4.5) bad.push(["plot", "", e.textContent.slice(0, 40), ratio]);
+  if (ratio < 4.5)
+    bad.push(["plot", e.closest("figure").id, e.textContent.slice(0, 40), ratio]);
 }
 return bad;
 """
@@ -167,6 +168,9 @@ def test_hover_text_stays_text(opened: Browser):
     )
     assert "<a href=" in said
     assert opened.run("return document.querySelectorAll('.hoverlayer a').length") == 0
+    opened.run(
+        "document.querySelectorAll('.js-plotly-plot.plot').forEach((p) => Plotly.Fx.unhover(p))"
+    )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -310,8 +314,8 @@ def test_without_scripts_words_pictures_and_tables_remain(browser: Browser, repo
             == "none"
         )
         assert browser.run("return document.querySelectorAll('.map').length") >= 4
-        hidden = "return [...document.querySelectorAll('.map')].filter((m) => "
-        "!m.checkVisibility()).length"
-        assert browser.run(hidden) == 0
+        hidden = "(m) => !m.checkVisibility()"
+        count = f"return [...document.querySelectorAll('.map')].filter({hidden}).length"
+        assert browser.run(count) == 0
     finally:
         browser.cdp("Emulation.setScriptExecutionDisabled", value=False)

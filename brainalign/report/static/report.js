@@ -120,7 +120,8 @@
     }
     if (spec.columns && (width - 130) / spec.columns < 30) data.splice(1, 1);
     $$(".wait", box).forEach((e) => e.remove());
-    await Plotly.react(box, data, layout, config);
+    // Anew, not `react`: that leaves the words of a colour bar in the last theme's colour.
+    await Plotly.newPlot(box, data, layout, config);
     box.style.minHeight = "";
   }
 
@@ -375,11 +376,16 @@
 
   const drawers = { plot: drawPlot, rdm: drawMatrices, surface: drawCortex };
   const drawn = new Set();
+  // Drawing waits for files and for plotly: one at a time a figure, and only the last one counts.
   async function draw(box) {
     drawn.add(box);
+    const turn = box.turn = (box.turn ?? 0) + 1;
+    await box.busy;
+    if (turn !== box.turn) return;
     try {
-      await drawers[box.dataset.kind](box);
-      box.dataset.drawn = "yes";
+      box.busy = drawers[box.dataset.kind](box).finally(() => { box.busy = null; });
+      await box.busy;
+      if (turn === box.turn) box.dataset.drawn = "yes";
     } catch (error) {
       console.error(error);
       const words = document.createElement("p");
@@ -406,20 +412,30 @@
   }
   addEventListener("load", () => setTimeout(() => idle(drawRest), 1500));
 
+  // What is in view is drawn again at once, the rest when it comes into view or nothing happens.
+  function renew(box) {
+    if (!drawn.delete(box)) return;
+    box.turn += 1;
+    delete box.dataset.drawn;
+    seen.unobserve(box);
+    seen.observe(box);
+    idle(drawRest);
+  }
+
   const widths = new WeakMap();
   const resized = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) {
       const width = Math.round(contentRect.width);
       if (widths.has(target) && widths.get(target) !== width && drawn.has(target)) {
         clearTimeout(target.timer);
-        target.timer = setTimeout(() => draw(target), 120);
+        target.timer = setTimeout(() => renew(target), 120);
       }
       widths.set(target, width);
     }
   });
   boxes.forEach((box) => resized.observe(box));
 
-  const redraw = () => boxes.forEach((b) => { if (b.dataset.drawn) draw(b); });
+  const redraw = () => boxes.forEach(renew);
 
   // --- Buttons ----------------------------------------------------------------------------------
 
