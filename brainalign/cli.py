@@ -468,6 +468,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The words after ``brainalign``; default those of the process.
     """
     args = _parser().parse_args(argv)
+    # On a shared machine, OpenMP threads that spin while they wait cost more than the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("brainalign").setLevel(logging.INFO)
     try:
