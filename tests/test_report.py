@@ -146,9 +146,10 @@ def test_numbers_are_written_for_readers(value, shown):
     assert format_number(value) == shown
 
 
-def test_an_interval_decides_its_decimals():
+def test_a_narrow_interval_gets_more_decimals():
     assert format_interval(0.4913, 0.42, 0.561) == ("0.491", "[0.420, 0.561]")
-    assert format_interval(81.4, 60.2, 99.7) == ("81", "[60, 100]")
+    assert format_interval(81.4, 60.2, 99.72) == ("81.4", "[60.2, 99.7]")
+    assert format_interval(81.4, 81.38, 81.42) == ("81.400", "[81.380, 81.420]")
     assert format_interval(5, None, None) == ("5", "")
 
 

@@ -185,6 +185,14 @@ def test_fits_and_contrasts(opened: Browser, width: int, theme: str):
         "e.outerHTML.slice(0, 90))"
     )
     assert wide == []
+    gaps = opened.run(
+        "return [...document.querySelectorAll('figure')].filter((f) => {"
+        " const at = (s, edge) => f.querySelector(s).getBoundingClientRect()[edge];"
+        " return at('.drawing', 'top') - at('h3', 'bottom') > 24"
+        " || f.getBoundingClientRect().bottom - Math.max(at('figcaption', 'bottom'),"
+        " at('.drawing', 'bottom')) > 40; }).map((f) => f.id)"
+    )
+    assert gaps == [], "figures with empty room in them"
     assert opened.run(CONTRAST) == []
     smallest = opened.run(
         "return Math.min(...[...document.querySelectorAll('main p, main td, main li, main dd')]"

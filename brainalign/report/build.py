@@ -45,7 +45,7 @@ _HERE = Path(__file__).parent
 _ROWS_OF_TABLE = 200
 _ROWS_OF_ALTERNATIVE = 40
 _PLAIN_CSV_BYTES = 2_000_000
-_HEADLINES = 6
+_HEADLINES = 8
 
 
 def build_report(
@@ -134,7 +134,7 @@ def build_report(
             question=question,
             facts=dict(facts or {}),
             sections=shown,
-            headlines=[s["estimates"][0] for s in shown if s["estimates"]][:_HEADLINES],
+            headlines=_headlines([s["estimates"] for s in shown if s["estimates"]]),
             references=[
                 {"key": k, "number": numbers[k], "line": line, "doi": doi, "bibtex": entries[k]}
                 for k in keys
@@ -228,6 +228,12 @@ def _write_script(anchor: str, spec: Mapping[str, Any] | None, assets: Path) -> 
     if spec is not None:
         script = f"brainalign.figure({json.dumps(anchor)},{script_json(spec)});\n"
         (assets / "figures" / f"{anchor}.js").write_text(script, encoding="ascii")
+
+
+def _headlines(estimates: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return each section's first estimates: as many of each as fill the summary's cards."""
+    each = max(1, _HEADLINES // max(len(estimates), 1))
+    return [e for of_section in estimates for e in of_section[:each]][:_HEADLINES]
 
 
 def _grouped(maps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

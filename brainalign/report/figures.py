@@ -537,11 +537,12 @@ def _draw_distribution(figure: Figure) -> Drawn:
     if every.size == 0:
         raise SchemaError(f"Figure {figure.id!r} has no finite value to draw.")
     low, high = float(every.min()), float(every.max())
-    pad = 0.06 * (high - low) or 0.5
+    pad = 0.12 * (high - low) or 0.5
     edges = np.linspace(low - pad, high + pad, 161)
     centres = (edges[1:] + edges[:-1]) / 2
     traces: list[dict[str, Any]] = []
     rows, first = [], True
+    filled = "distribution" if ceiling is None else "scores"
     for g, name in enumerate(names):
         y0 = len(names) - 1 - g
         mine = value[(group == name) & np.isfinite(value)]
@@ -555,7 +556,7 @@ def _draw_distribution(figure: Figure) -> Drawn:
             on = np.flatnonzero(d > 0.004)
             on = np.arange(on[0], on[-1] + 1)
             q = np.percentile(mine, [25, 50, 75])
-            traces.append(_ridge(centres[on], d[on], y0, first, "$c0", "scores"))
+            traces.append(_ridge(centres[on], d[on], y0, first, "$c0", filled))
             text = (
                 f"<b>{name}</b><br>n = {mine.size:,}<br>median {format_number(q[1])}"
                 f"<br>quartiles {_shown_range(q[0], q[2])}"

@@ -96,6 +96,11 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
     return text.encode("utf-8")
 
 
+def _decimals(value: float) -> int:
+    size = abs(value)
+    return 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
+
+
 def format_number(value: float, decimals: int | None = None) -> str:
     """Return a number as a reader expects it: three figures, a true minus sign, no long tails."""
     if value is None or not np.isfinite(value):
@@ -106,19 +111,17 @@ def format_number(value: float, decimals: int | None = None) -> str:
             mantissa, exponent = f"{value:.1e}".split("e")
             power = str(int(exponent)).translate(_SUPERSCRIPT)
             return f"{mantissa}×10{power}".replace("-", "−")
-        if float(value).is_integer():
-            decimals = 0
-        else:
-            decimals = 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
+        decimals = 0 if float(value).is_integer() else _decimals(value)
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def format_interval(value: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """Return an estimate and its interval, written with the decimals the interval deserves."""
+    """Return an estimate and its interval, with three figures or more if the interval is narrow."""
     if low is None or high is None or not np.isfinite([value, low, high]).all():
         return format_number(value), ""
     width = (high - low) / 2
-    decimals = int(np.clip(1 - np.floor(np.log10(width)), 0, 4)) if width > 0 else 3
+    needed = int(np.clip(1 - np.floor(np.log10(width)), 0, 4)) if width > 0 else 0
+    decimals = max(needed, _decimals(value))
     written = [format_number(v, decimals) for v in (value, low, high)]
     return written[0], f"[{written[1]}, {written[2]}]"
 
