@@ -107,9 +107,9 @@
 
   // --- Plots ------------------------------------------------------------------------------------
 
-  async function drawPlot(box) {
-    const spec = await need(box.dataset.figure);
-    const width = box.clientWidth;
+  const drawPlot = async (box) => putPlot(box, await need(box.dataset.figure), box.clientWidth);
+
+  async function putPlot(box, spec, width) {
     const data = themed(spec.data).map((trace) => ({ ...trace }));
     const layout = layoutOf(spec, width);
     for (const trace of data) {
@@ -540,9 +540,7 @@
   addEventListener("beforeprint", () => {
     root.dataset.screenTheme = root.dataset.theme ?? "";
     root.dataset.theme = "light";
-    for (const plot of $$(".js-plotly-plot.plot")) {
-      Plotly.relayout(plot, { width: 640, "font.color": "#111", "xaxis.gridcolor": "#ddd", "yaxis.gridcolor": "#ddd" });
-    }
+    for (const plot of $$(".plot[data-drawn]")) putPlot(plot, specs[plot.dataset.figure], 640);
   });
   addEventListener("afterprint", () => {
     if (root.dataset.screenTheme) root.dataset.theme = root.dataset.screenTheme;
