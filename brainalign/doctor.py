@@ -118,7 +118,7 @@ def _disk(name: str, folder: Path) -> Finding:
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free / 2**30
-    remedy = "" if free > 5 else "free some room; a demo run needs about 1 GiB"
+    remedy = "" if free > 5 else "free some room; a demo run needs about 5 GiB"
     if not os.access(existing, os.W_OK):
         return Finding(name, f"{folder} cannot be written", f"chmod u+w {existing}", needed=True)
     return Finding(name, f"{folder}, {free:.0f} GiB free", remedy)
