@@ -1,6 +1,19 @@
 # Sections of the report: one per study and analysis.
 
 
+ANALYSES = {
+    "encoding": "encoding models",
+    "rsa": "representational similarity",
+    "classification": "classification",
+    "parametric": "category and template models",
+}
+
+
+def section_title(study, analysis):
+    title = STUDIES[study]["title"]
+    return f"{title}: {ANALYSES[analysis]}" if len(STUDIES[study]["analyses"]) > 1 else title
+
+
 def evaluation_inputs(wildcards):
     study = STUDIES[wildcards.study]
     inputs = {"data": f"{OUT}/studies/{wildcards.study}/data"}
@@ -33,7 +46,7 @@ rule evaluate:
         encoded=lambda w, input: options(encoded=input.get("encoded") or None),
         features=lambda w, input: options(features=input.get("features") or None),
         options=lambda w: options(
-            title=STUDIES[w.study]["title"],
+            title=section_title(w.study, w.analysis),
             models={m: MODELS[m]["title"] for m in STUDIES[w.study]["models"]},
             baselines=[m for m in STUDIES[w.study]["models"] if MODELS[m]["baseline"]] or None,
             seed=config["seed"],

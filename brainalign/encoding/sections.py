@@ -347,7 +347,11 @@ def _surface(result: EncodingResult, subject: str, title: str, fdr: float) -> Fi
     roi = np.array([place.get(x, np.nan) for x in best["roi"].values.astype(str)])
     short = _short(layers)
     maps: dict[str, tuple[NDArray[np.float64], dict[str, str]]] = {
-        "r": (r, {"long_name": "Prediction accuracy", "units": "r", "cmap": "sequential"}),
+        "r_significant": (
+            np.where(significant, r, np.nan),
+            {"long_name": f"Accuracy where q < {fdr:g}", "units": "r", "cmap": "sequential"},
+        ),
+        "r": (r, {"long_name": "Accuracy everywhere", "units": "r", "cmap": "sequential"}),
         "normalised": (
             best["normalised"].values.astype(float),
             {"long_name": "Share of the ceiling", "units": "r²/ceiling", "cmap": "sequential"},
@@ -610,7 +614,7 @@ def _truth(
                 "matrix",
                 "Planted and recovered layer",
                 "Rows are the layer that drives a simulated neuroid, columns the layer chosen for "
-                "it without knowing. A dark diagonal means that the choice can be trusted; "
+                "it without knowing. A bright diagonal means that the choice can be trusted; "
                 "neighbouring layers are easily taken for one another.",
                 ds,
                 {"x_label": "chosen layer", "y_label": "planted layer"},
