@@ -103,6 +103,11 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     _fill(completed, schema, schema)
     for name, study in completed["studies"].items():
         study.setdefault("title", name)
+        if study["optional"] and study["loader"] in ("simulated", "bids"):
+            raise ConfigError(
+                f"The study {name!r} is optional, but loader {study['loader']!r} fetches nothing.",
+                "Remove optional: true.",
+            )
         study.setdefault("models", list(completed["models"]))
         unknown = [m for m in study["models"] if m not in completed["models"]]
         if unknown:

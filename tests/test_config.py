@@ -49,6 +49,7 @@ def test_defaults_are_filled_in_and_the_input_is_untouched():
         (("encoding", "inner"), "lo", "Did you mean 'loo'"),
         (("studies", "sim", "loader"), "kay2071", "Did you mean 'kay2017'"),
         (("studies", "sim", "models"), ["v2"], "Did you mean 'v1'"),
+        (("studies", "sim", "optional"), True, "fetches nothing"),
         (("models", "v1", "layer"), ["*"], "'layer' at models.v1. Did you mean 'layers'"),
         (("studies", "a b"), {"loader": "simulated", "analyses": ["rsa"]}, "a b"),
     ],
