@@ -99,9 +99,9 @@ def test_any_text_can_be_written_and_shown(text):
     assert clean(cleaned) == cleaned
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x1b]", cleaned)
     assert "<" not in plot_text(text) and ">" not in plot_text(text)
-    written = script_json({"a": [text], text: 1})
+    written = script_json({"held": [text], "key " + text: 1})
     assert not re.search("[<>&\u2028\u2029]", written)
-    assert json.loads(written)["a"] == [cleaned]
+    assert json.loads(written)["held"] == [cleaned]
 
 
 def test_undecodable_file_names_are_shown_with_a_mark():

@@ -19,7 +19,6 @@ rule encode:
             minimum_ceiling=config["evaluation"]["minimum_ceiling"],
             **config["encoding"],
         ),
-        device=config["features"]["device"],
     threads: resource("encode", "threads")
     resources:
         mem_mb=resource("encode", "mem_mb"),
@@ -28,4 +27,4 @@ rule encode:
     shell:
         "brainalign encode --features {input.features} --stimuli {params.folder}"
         " --responses {input.data}/responses/{wildcards.subject}.zarr"
-        " --out {output.encoded} {params.options} --device {params.device} 2> {log}"
+        " --out {output.encoded} {params.options} --device {config[features][device]} 2> {log}"

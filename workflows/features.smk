@@ -21,10 +21,6 @@ rule features:
             pooling=MODELS[w.model]["pooling"],
             autocast=config["features"]["autocast"],
         ),
-        # How it is computed, not what: no reason to compute again.
-        how=options(
-            batch_size=config["features"]["batch_size"], device=config["features"]["device"]
-        ),
     threads: resource("features", "threads")
     resources:
         mem_mb=resource("features", "mem_mb"),
@@ -32,4 +28,6 @@ rule features:
         gpu=resource("features", "gpu"),
     shell:
         "brainalign features {params.model} --stimuli {params.folder} --store {params.store}"
-        " --out {output} {params.options} {params.how} 2> {log}"
+        " --out {output} {params.options}"
+        # How it is computed, not what: in no params, so that a change computes nothing again.
+        " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
