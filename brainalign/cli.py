@@ -432,7 +432,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--models", type=json.loads, default={}, help="titles of models, as JSON")
     p.add_argument("--baselines", nargs="+", default=[], help="models to compare with")
     p.add_argument("--fdr", type=float, default=0.05)
-    p.add_argument("--minimum-ceiling", type=float, default=0.05)
     p.add_argument("--bootstraps", type=int, default=1000)
     p.add_argument("--id")
     p.add_argument("--title")

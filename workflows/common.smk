@@ -74,15 +74,6 @@ def models_of(study):
     return [m for m in STUDIES[study]["models"] if model_available(m)]
 
 
-def studies_with(loader=None, analysis=None):
-    return [
-        name
-        for name, s in STUDIES.items()
-        if (loader is None or s["loader"] == loader)
-        and (analysis is None or analysis in s["analyses"])
-    ]
-
-
 def stimuli_source(study):
     """The artefact that holds a study's images, and the folder inside it."""
     if STUDIES[study]["loader"] == "simulated":

@@ -50,7 +50,8 @@ rule evaluate:
             models={m: MODELS[m]["title"] for m in STUDIES[w.study]["models"]},
             baselines=[m for m in STUDIES[w.study]["models"] if MODELS[m]["baseline"]] or None,
             seed=config["seed"],
-            **config["evaluation"],
+            fdr=config["evaluation"]["fdr"],
+            bootstraps=config["evaluation"]["bootstraps"],
         ),
     threads: resource("evaluate", "threads")
     resources:

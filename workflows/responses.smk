@@ -1,6 +1,6 @@
 # What was measured, in the schemas: responses per subject, stimuli, and whatever else a study gives.
 
-SIMULATED = studies_with(loader="simulated")
+SIMULATED = [s for s in STUDIES if STUDIES[s]["loader"] == "simulated"]
 RECORDED = [s for s in STUDIES if s not in SIMULATED]
 
 

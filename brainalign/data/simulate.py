@@ -320,7 +320,7 @@ def simulate_to(
                 small.append(rest)
                 bar.update(stop - start)
         for name, ds in (("responses", _responses(plan)), ("truth", _truth(plan, small))):
-            ds = store._with_text_as(ds, np.dtypes.StringDType())
+            ds = store.with_text_as(ds, np.dtypes.StringDType())
             ds.assign_attrs(
                 {**attrs, "schema": "responses" if name == "responses" else ""}
             ).to_zarr(

@@ -34,7 +34,9 @@ __all__ = [
     "sha256_file",
     "sha256_of",
     "sha256_path",
+    "swap_in",
     "verify",
+    "with_text_as",
     "write",
 ]
 
@@ -143,8 +145,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _swap_in(made: Path, final: Path) -> None:
-    """Put `made` at `final`; what stood there is moved aside first and removed after."""
+def swap_in(made: Path, final: Path) -> None:
+    """Flush `made` and put it at `final`; what stood there is moved aside and removed after."""
+    for path in [*made.rglob("*"), made]:
+        _sync(path)
     if not final.is_dir():
         os.replace(made, final)
     else:
@@ -179,8 +183,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         yield made
         os.chmod(made, 0o666 & ~_umask())
-        _sync(made)
-        _swap_in(made, path)
+        swap_in(made, path)
     finally:
         _remove(made)
 
@@ -194,9 +197,7 @@ def atomic_dir(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield made
         os.chmod(made, 0o777 & ~_umask())
-        for file in made.rglob("*"):
-            _sync(file)
-        _swap_in(made, path)
+        swap_in(made, path)
     finally:
         _remove(made)
 
@@ -207,7 +208,7 @@ def _umask() -> int:
     return mask
 
 
-def _with_text_as(ds: xr.Dataset, dtype: Any) -> xr.Dataset:
+def with_text_as(ds: xr.Dataset, dtype: Any) -> xr.Dataset:
     """Return `ds` with every text variable held as `dtype`."""
     text = {
         name: (v.dims, np.array(v.values.tolist(), dtype=dtype), v.attrs)
@@ -317,11 +318,11 @@ def write(
     require_disk(path, ds.nbytes)
     ds = ds.drop_encoding().assign_attrs({"schema": kind or "", **(provenance or {})})
     if path.suffix == ".nc":
-        ds = _with_text_as(ds, object)
+        ds = with_text_as(ds, object)
         with atomic_file(path, overwrite=overwrite) as made:
             ds.to_netcdf(made, engine="netcdf4")
         return path
-    ds = _with_text_as(ds, np.dtypes.StringDType())
+    ds = with_text_as(ds, np.dtypes.StringDType())
     with atomic_dir(path, overwrite=overwrite) as made:
         ds.to_zarr(
             made,
@@ -362,9 +363,9 @@ def read(path: str | Path, kind: str | None = None) -> xr.Dataset:
         )
     if path.suffix == ".zarr":
         with _checksum_errors(path):
-            ds = _with_text_as(xr.open_zarr(path, chunks=None, consolidated=False), str)
+            ds = with_text_as(xr.open_zarr(path, chunks=None, consolidated=False), str)
     else:
-        ds = _with_text_as(xr.load_dataset(path, engine="netcdf4"), str)
+        ds = with_text_as(xr.load_dataset(path, engine="netcdf4"), str)
     return ds if kind is None else validate(ds, kind)
 
 

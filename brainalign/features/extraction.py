@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections import deque
@@ -427,7 +426,7 @@ class _Store:
                     "Wait for it to end, then run again.",
                 )
             artefacts.read(self.partial, self.kind)
-            _swap(self.partial, self.path)
+            artefacts.swap_in(self.partial, self.path)
         self.complete = True
         return artefacts.read(self.path, self.kind)
 
@@ -438,14 +437,3 @@ def _rows(array: Any) -> int:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "model"
-
-
-def _swap(made: Path, final: Path) -> None:
-    """Flush what was written and give it its final name."""
-    for path in [*made.rglob("*"), made]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    os.replace(made, final)
