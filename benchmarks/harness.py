@@ -1,0 +1,175 @@
+"""What every benchmark shares: the machine's description, timing, gates and the JSON record.
+
+A row compares ours with a peer on the same arrays, threads and type, in one process. It passes when
+it is accurate and as fast as was claimed; an inaccurate row fails whatever its speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+REPEATS = 5
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "zarr", "himalaya", "mtrf", "rsatoolbox")
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Options that all benchmarks take."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--only", default="", help="run only the cases whose name holds this")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def median_times(
+    works: Mapping[str, Callable[[], Any]],
+    repeats: int = REPEATS,
+    device: torch.device | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run each work once to warm up, then `repeats` times in turn, so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(repeats + 1):
+        for name, work in works.items():
+            gc.collect()
+            start = time.perf_counter()
+            result = work()
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_:
+                times[name].append(time.perf_counter() - start)
+            del result
+    return {
+        name: {"median_s": statistics.median(t), "all_s": [round(x, 5) for x in t]}
+        for name, t in times.items()
+    }
+
+
+def row(
+    case: str,
+    times: Mapping[str, Mapping[str, Any]],
+    *,
+    peer: str,
+    required: float,
+    accuracy: Mapping[str, tuple[float, str, float]],
+    work: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One comparison: `times` of "ours" and `peer`; `accuracy` maps name to (value, "<=", bound)."""
+    checks = {
+        name: {"value": value, "relation": relation, "bound": bound,
+               "holds": bool(value <= bound if relation == "<=" else value >= bound)}
+        for name, (value, relation, bound) in accuracy.items()
+    }  # fmt: skip
+    ratio = times[peer]["median_s"] / times["ours"]["median_s"]
+    accurate = all(c["holds"] for c in checks.values())
+    return {
+        "case": case,
+        "peer": peer,
+        "work": dict(work),
+        "times": {k: dict(v) for k, v in times.items()},
+        "ratio": ratio,
+        "required": required,
+        "accuracy": checks,
+        "accurate": accurate,
+        "passed": accurate and ratio >= required,
+    }
+
+
+def matmul_rate(
+    dtype: torch.dtype = torch.float32, n: int = 3000, device: str = "cpu", repeats: int = 5
+) -> float:
+    """Measured rate of a square matrix product, in floating-point operations a second."""
+    a = torch.randn(n, n, dtype=dtype, device=device)
+    b = torch.randn(n, n, dtype=dtype, device=device)
+    times = median_times({"matmul": lambda: a @ b}, repeats, torch.device(device))
+    return 2 * n**3 / times["matmul"]["median_s"]
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Describe what the numbers were measured on."""
+    about: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "libraries": _versions(),
+        "matmul_float32_gflops": round(matmul_rate(torch.float32) / 1e9, 1),
+        "matmul_float64_gflops": round(matmul_rate(torch.float64) / 1e9, 1),
+    }
+    if device != "cpu":
+        about["accelerator"] = torch.cuda.get_device_name(device)
+        about["cuda"] = torch.version.cuda
+        about["accelerator_matmul_float32_gflops"] = round(
+            matmul_rate(torch.float32, 8192, device) / 1e9, 1
+        )
+    return about
+
+
+def record(
+    name: str, rows: list[dict[str, Any]], out: Path = RESULTS, *, device: str = "cpu"
+) -> bool:
+    """Write the rows as ``NAME.json``, print them, and say whether all passed."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = {
+        "benchmark": name,
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(device),
+        "rows": rows,
+    }
+    (out / f"{name}.json").write_text(json.dumps(made, indent=1, default=_plain) + "\n")
+    for r in rows:
+        verdict = "ok  " if r.get("passed", True) else "FAIL"
+        if "ratio" in r:
+            print(
+                f"{verdict} {r['case']}: {r['ratio']:.1f}x {r['peer']} (claimed {r['required']}x)"
+            )
+        else:
+            print(f"{verdict} {r['case']}")
+        for check, c in r.get("accuracy", {}).items():
+            word = "" if c["holds"] else "   <-- does not hold"
+            print(f"       {check}: {c['value']:.3g} {c['relation']} {c['bound']:g}{word}")
+    return all(r.get("passed", True) for r in rows)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value)} does not belong into a record")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
