@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control
+from tqdm.auto import tqdm
 
 from brainalign.errors import ConfigError
 from brainalign.evaluation.scores import pearson_r
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
     "Interval",
@@ -24,6 +30,11 @@ __all__ = [
     "permutation_rows",
     "permutation_test",
 ]
+
+_TARGETS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 1024
+# Values of a gathered block: what stays in a core's cache, and what fills a GPU.
+_GATHERED = {"cpu": 2**19, "cuda": 2**26}
 
 
 class PermutationTest(NamedTuple):
@@ -140,6 +151,7 @@ def permutation_test(
     block: int = 1,
     groups: ArrayLike | None = None,
     seed: int = 0,
+    device: str | torch.device = "auto",
 ) -> PermutationTest:
     """Test whether predictions correlate with measurements beyond chance (one-sided).
 
@@ -155,29 +167,98 @@ def permutation_test(
         Number of permutations; all targets share each, which `p_max` needs.
     scheme, block, groups, seed
         See `permutation_rows`.
+    device : str or torch.device
+        Where the permuted correlations are computed: "cpu", "cuda", or "auto" for CUDA where there
+        is one. The result does not depend on it: sums are made in float32, and made again in
+        float64 wherever their rounding could decide a comparison.
 
     Returns
     -------
     PermutationTest
         NaN for targets without a correlation.
     """
-    r = pearson_r(measured, predicted)
-    y, p = (_standardise(np.asarray(m, dtype=np.float64)) for m in (measured, predicted))
-    defined = np.isfinite(r)
-    y, p = y[:, defined], p[:, defined]
-    observed = r[defined]
-    hits = np.zeros(len(observed))
+    where = _device(device)
+    y, p = np.asarray(measured), np.asarray(predicted)
+    r = pearson_r(y, p)
+    y, p = y.reshape(len(y), -1), p.reshape(len(p), -1)
+    defined = np.flatnonzero(np.isfinite(r))
+    hits = np.zeros(len(defined))
     null_max = np.full(n_permutations, -np.inf)
-    orders = permutation_rows(
-        len(y), n_permutations, scheme=scheme, block=block, groups=groups, seed=seed
-    )
-    for i, order in enumerate(orders):
-        null = np.einsum("nt,nt->t", y[order], p)
-        hits += null >= observed - 1e-12
-        null_max[i] = null.max(initial=-np.inf)
+    starts = range(0, max(1, len(defined)), _TARGETS_AT_ONCE)
+    for start in tqdm(starts, desc="permutations", disable=None, leave=False):
+        part = defined[start : start + _TARGETS_AT_ONCE]
+        orders = permutation_rows(
+            len(y), n_permutations, scheme=scheme, block=block, groups=groups, seed=seed
+        )
+        counts, largest = _permuted(y[:, part], p[:, part], r[part], orders, where)
+        hits[start : start + len(part)] = counts
+        null_max = np.maximum(null_max, largest)
     values = np.full(len(r), np.nan)
     values[defined] = permutation_p(hits, n_permutations)
     return PermutationTest(r, values, max_statistic_p(r, null_max), null_max)
+
+
+def _permuted(
+    measured: NDArray[Any],
+    predicted: NDArray[Any],
+    observed: NDArray[np.float64],
+    orders: Iterator[NDArray[np.intp]],
+    device: torch.device,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how often each target's null value reaches r, and the maximum of each permutation."""
+    import torch
+
+    y, p = (
+        torch.as_tensor(_standardise(np.asarray(m, dtype=np.float64)), device=device)
+        for m in (measured, predicted)
+    )
+    n, t = y.shape
+    r = torch.as_tensor(observed, device=device)
+    rows = min(n, _ROWS_AT_ONCE)
+    room = _GATHERED["cpu" if device.type == "cpu" else "cuda"] // rows
+    width = max(1, min(t, room))
+    blocks = [
+        (y[:, i : i + width].float().contiguous(), p[:, i : i + width].float().contiguous())
+        for i in range(0, t, width)
+    ]
+    # Rounding of a float32 sum of `rows` products, whose absolute values add up to at most 1.
+    error = (rows + 4) * 2.0**-24
+    hits = torch.zeros(t, dtype=torch.float64, device=device)
+    largest = []
+    at_once = max(1, room // width)
+    while some := list(islice(orders, at_once)):
+        order = torch.as_tensor(np.stack(some), device=device)
+        null = torch.cat(
+            [_null_r(a, b, order, rows) for a, b in blocks] or [y.new_empty(0)], dim=-1
+        )
+        null = null.reshape(len(order), t)
+        if t:
+            top = null.amax(dim=1, keepdim=True) - 2 * error
+            close = (null >= top) | ((null - r).abs() <= error + 1e-12)
+            _decide(null, close, y, p, order)
+            hits += (null >= r - 1e-12).sum(dim=0)
+            largest.append(null.amax(dim=1).cpu().numpy())
+    return hits.cpu().numpy(), np.concatenate(largest) if largest else np.array([-np.inf])
+
+
+def _null_r(y: Tensor, p: Tensor, order: Tensor, rows: int) -> Tensor:
+    """Return r of permuted with predicted rows, shape (n_orders, n_targets), from float32 sums."""
+    import torch
+
+    out = torch.zeros(len(order), y.shape[1], dtype=torch.float64, device=y.device)
+    for i in range(0, len(y), rows):
+        take = order[:, i : i + rows]
+        gathered = y.index_select(0, take.reshape(-1)).view(*take.shape, -1)
+        out += gathered.mul_(p[i : i + rows]).sum(dim=1)
+    return out
+
+
+def _decide(null: Tensor, close: Tensor, y: Tensor, p: Tensor, order: Tensor) -> None:
+    """Compute the marked values of `null` again in float64, in place."""
+    which, target = close.nonzero(as_tuple=True)
+    for i in range(0, len(which), 4096):
+        k, t = which[i : i + 4096], target[i : i + 4096]
+        null[k, t] = (y[order[k], t[:, None]] * p[:, t].T).sum(dim=1)
 
 
 def max_statistic_p(statistic: ArrayLike, null_max: ArrayLike) -> NDArray[np.float64]:
@@ -259,31 +340,65 @@ def bootstrap_counts(
 
 
 def bootstrap_r(
-    measured: ArrayLike, predicted: ArrayLike, counts: NDArray[np.float64]
+    measured: ArrayLike,
+    predicted: ArrayLike,
+    counts: NDArray[np.float64],
+    *,
+    device: str | torch.device = "auto",
 ) -> NDArray[np.float64]:
     """Pearson r of each target in each bootstrap sample, from weighted sums.
 
     Parameters
     ----------
     measured, predicted : array-like, shape (n_samples, n_targets)
-        The same rows and targets.
+        The same rows and targets. float32 where both are, else float64.
     counts : ndarray, shape (n_bootstrap, n_samples)
         From `bootstrap_counts`.
+    device : str or torch.device
+        As in `permutation_test`.
 
     Returns
     -------
     ndarray, shape (n_bootstrap, n_targets)
         NaN where a sample holds a single value.
     """
-    y, p = (_standardise(np.asarray(m, dtype=np.float64)) for m in (measured, predicted))
-    weight = counts / counts.sum(axis=1, keepdims=True)
-    my, mp = weight @ y, weight @ p
-    vy, vp = weight @ y**2 - my**2, weight @ p**2 - mp**2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r = (weight @ (y * p) - my * mp) / np.sqrt(vy * vp)
-    # The rows are unit vectors: a variance below this is the rounding of a constant sample.
-    small = 1e-14 / len(y)
-    return np.where((vy > small) & (vp > small), np.clip(r, -1, 1), np.nan)
+    import torch
+
+    where = _device(device)
+    y, p = np.asarray(measured), np.asarray(predicted)
+    single = y.dtype == p.dtype == np.float32
+    dtype = torch.float32 if single else torch.float64
+    weight = torch.as_tensor(counts, dtype=torch.float64, device=where)
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    short = weight.to(dtype)
+    # A variance this small beside its mean square is computed again in float64; what is then
+    # still below `small`, for rows that are unit vectors, is the rounding of a constant sample.
+    doubtful, small = 1e-2, 1e-14 / len(y)
+    out = np.empty((len(counts), y.shape[1]))
+    for start in range(0, y.shape[1], _TARGETS_AT_ONCE):
+        part = slice(start, start + _TARGETS_AT_ONCE)
+        exact = [
+            torch.as_tensor(_standardise(np.asarray(m[:, part], dtype=np.float64)), device=where)
+            for m in (y, p)
+        ]
+        a, b = (m.to(dtype) for m in exact)
+        moments = [short @ m for m in (a, b, a * a, b * b, a * b)]
+        if single:
+            moments = [m.double() for m in moments]
+            my, mp, yy, pp, _ = moments
+            bad = (yy - my**2 < doubtful * yy) | (pp - mp**2 < doubtful * pp)
+            which, target = bad.nonzero(as_tuple=True)
+            for i in range(0, len(which), 4096):
+                k, t = which[i : i + 4096], target[i : i + 4096]
+                c, d, w = exact[0][:, t].T, exact[1][:, t].T, weight[k]
+                for moment, m in zip(moments, (c, d, c * c, d * d, c * d), strict=True):
+                    moment[k, t] = (w * m).sum(dim=1)
+        my, mp, yy, pp, yp = moments
+        vy, vp = yy - my**2, pp - mp**2
+        r = ((yp - my * mp) / (vy * vp).sqrt()).clamp(-1, 1)
+        r[~((vy > small) & (vp > small))] = torch.nan
+        out[:, part] = r.cpu().numpy()
+    return out
 
 
 def bootstrap_ci(
@@ -355,3 +470,14 @@ def _standardise(x: NDArray[np.float64]) -> NDArray[np.float64]:
     x = x - x.mean(axis=0)
     norm = np.sqrt((x * x).sum(axis=0))
     return x / np.where(norm > 0, norm, 1)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    import torch
+
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(device)!r} was asked for, but torch sees no CUDA device.",
+                          'Use device="cpu" or "auto".')  # fmt: skip
+    return torch.device(device)
