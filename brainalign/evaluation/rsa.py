@@ -1,26 +1,29 @@
 """Representational similarity analysis: RDMs and their comparison through rsatoolbox.
 
-RDMs travel as Datasets of the ``rdms`` schema. rsatoolbox computes distances, comparisons, noise
-ceilings and the variances of its bootstraps; the resampling is drawn here, from a seed.
+RDMs travel as Datasets of the ``rdms`` schema. rsatoolbox compares them and gives noise ceilings;
+bootstraps over stimuli are computed by `brainalign.evaluation.rdm_bootstrap`, with equal results.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from tqdm.auto import tqdm
 
 from brainalign.data.schema import validate
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+from brainalign.evaluation.rdm_bootstrap import (
+    check_comparison,
+    draw_samples,
+    resampled_similarity,
+)
 
 __all__ = [
-    "COMPARISONS",
     "MEASURES",
     "align_rdms",
     "average_rdms",
@@ -37,10 +40,6 @@ logger = logging.getLogger(__name__)
 
 #: Dissimilarity measures of patterns.
 MEASURES = ("correlation", "euclidean", "mahalanobis", "crossnobis")
-#: Ways to compare two RDMs; "corr" is Pearson.
-COMPARISONS = (
-    "corr", "spearman", "rho-a", "cosine", "kendall", "tau-a", "corr_cov", "cosine_cov",
-)  # fmt: skip
 
 
 def rdms_dataset(
@@ -193,7 +192,7 @@ def average_rdms(rdms: xr.Dataset, name: str = "mean", *, method: str | None = N
     else:
         from rsatoolbox.util.inference_util import pool_rdm
 
-        mean = pool_rdm(_toolbox(rdms), method=_comparison(method)).get_matrices()[0]
+        mean = pool_rdm(_toolbox(rdms), method=check_comparison(method)).get_matrices()[0]
     ids = rdms["stimulus_id"].values.astype(str).tolist()
     return rdms_dataset(mean[None], [name], ids, measure=str(rdms.attrs.get("measure", "")))
 
@@ -220,7 +219,8 @@ def compare_rdms(models: xr.Dataset, data: xr.Dataset, *, method: str = "spearma
     models, data : xarray.Dataset
         ``rdms`` schema, the same stimuli in any order.
     method : str
-        One of `COMPARISONS`. "rho-a" suits models that predict ties; "corr" is Pearson.
+        One of `brainalign.evaluation.rdm_bootstrap.COMPARISONS`. "rho-a" suits models that predict
+        ties; "corr" is Pearson.
 
     Returns
     -------
@@ -231,7 +231,7 @@ def compare_rdms(models: xr.Dataset, data: xr.Dataset, *, method: str = "spearma
     ----------
     Schuett et al. (2023), eLife 12, e82566.
     """
-    _comparison(method)
+    check_comparison(method)
     m, d = align_rdms(models, data)
     return xr.DataArray(
         _compare(m, d, method),
@@ -252,7 +252,7 @@ def rdm_noise_ceiling(data: xr.Dataset, *, method: str = "spearman") -> tuple[fl
     data : xarray.Dataset
         ``rdms`` schema, at least two RDMs (subjects).
     method : str
-        One of `COMPARISONS`.
+        One of `brainalign.evaluation.rdm_bootstrap.COMPARISONS`.
 
     References
     ----------
@@ -260,7 +260,7 @@ def rdm_noise_ceiling(data: xr.Dataset, *, method: str = "spearman") -> tuple[fl
     """
     from rsatoolbox.inference import boot_noise_ceiling
 
-    _comparison(method)
+    check_comparison(method)
     if data.sizes["rdm_name"] < 2:
         raise SchemaError("A noise ceiling needs at least two RDMs (subjects); there is one.")
     lower, upper = boot_noise_ceiling(_toolbox(data), method=method)
@@ -276,6 +276,7 @@ def evaluate_rdms(
     n_bootstrap: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    device: str = "cpu",
 ) -> xr.Dataset:
     r"""Compare model RDMs with the RDMs of subjects, with intervals and tests.
 
@@ -291,7 +292,7 @@ def evaluate_rdms(
     data : xarray.Dataset
         ``rdms`` schema: one RDM per subject.
     method : str
-        One of `COMPARISONS`.
+        One of `brainalign.evaluation.rdm_bootstrap.COMPARISONS`.
     over : {"stimuli", "subjects", "both"}
         What the conclusions generalise to.
     n_bootstrap : int
@@ -300,6 +301,8 @@ def evaluate_rdms(
         Coverage of the intervals.
     seed : int
         Seed.
+    device : str
+        Where the bootstrap is computed, such as "cpu" or "cuda".
 
     Returns
     -------
@@ -329,21 +332,16 @@ def evaluate_rdms(
         )
     similarity = compare_rdms(models, data, method=method)
     ids = models["stimulus_id"].values.astype(str).tolist()
-    m, d = models["rdm"].values, _reorder(data, ids)
-    rng = np.random.default_rng(seed)
-    whole, everyone = np.arange(n), np.arange(n_subjects)
-    # Order as rsatoolbox has it: both, subjects, stimuli.
-    factors = {"both": (0, 1, 2), "subjects": (1,), "stimuli": (2,)}[over]
-    samples = np.full((len(factors), n_bootstrap, len(names)), np.nan)
-    for b in tqdm(range(n_bootstrap), desc="bootstrap RDMs", disable=None, leave=False):
-        stimuli = np.sort(rng.integers(n, size=n))
-        drawn = rng.integers(n_subjects, size=n_subjects)
-        if len(np.unique(stimuli)) < 3:
-            continue
-        for k, factor in enumerate(factors):
-            rows = whole if factor == 1 else stimuli
-            who = everyone if factor == 2 else drawn
-            samples[k, b] = _similarity(m, d[who], rows, method)
+    stimuli, drawn = draw_samples(n, n_subjects, n_bootstrap, seed=seed)
+    samples = bootstrap_values(
+        lambda counts: resampled_similarity(
+            models["rdm"].values, _reorder(data, ids), counts, method=method, device=device
+        ),
+        similarity.values,
+        stimuli,
+        drawn,
+        over,
+    )
     good = np.isfinite(samples).all(axis=(0, 2))
     if good.sum() < 2:
         raise ConfigError(f"Only {int(good.sum())} of {n_bootstrap} bootstrap samples are usable.")
@@ -382,21 +380,26 @@ def evaluate_rdms(
     )  # fmt: skip
 
 
-def _similarity(
-    models: NDArray[np.float64], data: NDArray[np.float64], rows: NDArray[np.intp], method: str
+def bootstrap_values(
+    resampled: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    whole: NDArray[np.float64],
+    stimuli: NDArray[np.float64],
+    subjects: NDArray[np.float64],
+    over: str,
 ) -> NDArray[np.float64]:
-    i, j = np.triu_indices(len(rows), 1)
-    i, j = rows[i], rows[j]
-    different = i != j
-    i, j = i[different], j[different]
-    if method.endswith("_cov"):
-        # Whitening needs the full vector; copies of one stimulus are marked instead.
-        i, j = (rows[k] for k in np.triu_indices(len(rows), 1))
-        a, b = models[:, i, j].copy(), data[:, i, j].copy()
-        a[:, ~different] = b[:, ~different] = np.nan
-    else:
-        a, b = models[:, i, j], data[:, i, j]
-    return np.asarray(_compare(a, b, method).mean(axis=1))
+    """Mean similarity over subjects in every sample: (factor, sample, model).
+
+    Factors are (both, subjects, stimuli), as rsatoolbox orders them, or the one that is `over`.
+    """
+    weights = subjects / subjects.sum(axis=1, keepdims=True)
+    by_subjects = weights @ whole.T
+    if over == "subjects":
+        return by_subjects[None]
+    values = resampled(stimuli)
+    by_stimuli = values.mean(axis=2)
+    if over == "stimuli":
+        return by_stimuli[None]
+    return np.stack([np.einsum("bmd,bd->bm", values, weights), by_subjects, by_stimuli])
 
 
 def _compare(a: NDArray[np.float64], b: NDArray[np.float64], method: str) -> NDArray[np.float64]:
@@ -482,15 +485,6 @@ def _toolbox(rdms: xr.Dataset) -> Any:
     return RDMs(_vectors(rdms["rdm"].values))
 
 
-def _comparison(method: str) -> str:
-    if method not in COMPARISONS:
-        raise UnknownNameError(
-            f"There is no RDM comparison {method!r}.{near(method, COMPARISONS)}",
-            f"Known: {', '.join(COMPARISONS)}; 'corr' is Pearson.",
-        )
-    return method
-
-
 def choose_layer_rsa(
     models: xr.Dataset,
     data: xr.Dataset,
@@ -513,7 +507,7 @@ def choose_layer_rsa(
     data : xarray.Dataset
         ``rdms`` schema: what they are compared with.
     method : str
-        One of `COMPARISONS`.
+        One of `brainalign.evaluation.rdm_bootstrap.COMPARISONS`.
     n_halvings : int
         Random halvings of the stimuli.
     level : float
@@ -540,20 +534,20 @@ def choose_layer_rsa(
     rng = np.random.default_rng(seed)
     halvings = [rng.permutation(n) for _ in range(n_halvings)]
 
-    def value(left_out: int) -> tuple[float, NDArray[np.float64]]:
-        scores, chosen = [], np.zeros(len(names))
-        for order in halvings:
+    # Two halves of every halving, for all stimuli and with each left out.
+    halves = np.zeros((n + 1, n_halvings, 2, n))
+    for left_out in range(-1, n):
+        for k, order in enumerate(halvings):
             kept = order[order != left_out]
-            halves = kept[: n // 2], kept[n // 2 :]
-            one, two = (_similarity(m, d, np.sort(h), method) for h in halves)
-            for here, there in ((one, two), (two, one)):
-                best = int(np.argmax(here))
-                chosen[best] += 1
-                scores.append(there[best])
-        return float(np.mean(scores)), chosen / chosen.sum()
-
-    estimate, share = value(-1)
-    jackknife = np.array([value(i)[0] for i in range(n)])
+            halves[left_out, k, 0, kept[: n // 2]] = 1
+            halves[left_out, k, 1, kept[n // 2 :]] = 1
+    scores = resampled_similarity(m, d, halves.reshape(-1, n), method=method).mean(axis=2)
+    here = scores.reshape(n + 1, n_halvings, 2, len(names))
+    best = here.argmax(axis=3)[..., None]
+    values = np.take_along_axis(here[:, :, ::-1], best, axis=3).mean(axis=(1, 2, 3))
+    # The last is that of all stimuli.
+    estimate, jackknife = float(values[-1]), values[:-1]
+    share = np.bincount(best[-1].ravel(), minlength=len(names)) / best[-1].size
     se = float(np.sqrt((n - 1) / n * ((jackknife - jackknife.mean()) ** 2).sum()))
     half = se * float(stats.t.ppf((1 + level) / 2, n - 1))
     return xr.Dataset(
