@@ -119,10 +119,38 @@ def test_leave_one_subject_out_brackets_the_truth():
     rng = np.random.default_rng(4)
     truth = rng.standard_normal((400, 30))
     subjects = truth + 0.8 * rng.standard_normal((6, 400, 30))
-    lower, upper = leave_one_subject_out(subjects)
-    reached = np.mean([pearson_r(s, truth) for s in subjects], axis=0)
-    assert (lower.mean() < reached.mean()) and (reached.mean() < upper.mean())
-    assert upper.mean() - lower.mean() < 0.1
+    reached = np.array([pearson_r(s, truth) for s in subjects])
+    for units, score in (("r", reached), ("r2", reached**2)):
+        lower, upper, n = leave_one_subject_out(subjects, units=units)
+        assert (lower.mean() < score.mean()) and (score.mean() < upper.mean())
+        assert upper.mean() - lower.mean() < 0.1
+        assert (n == 6).all()
+    # Expected values: a subject has signal variance 1 and noise 0.64, the mean of 5 others 0.128.
+    one, others = 1 / 1.64, 1 / 1.128
+    assert abs(leave_one_subject_out(subjects).lower.mean() - np.sqrt(one * others)) < 0.01
+    assert abs(leave_one_subject_out(subjects, units="r2").lower.mean() - one * others) < 0.01
+
+
+def test_leave_one_subject_out_takes_those_that_have_a_neuroid():
+    rng = np.random.default_rng(5)
+    subjects = rng.standard_normal((50, 4)) + rng.standard_normal((5, 50, 4))
+    holes = subjects.copy()
+    holes[1, :, 0] = np.nan
+    holes[2, 7, 0] = np.inf
+    holes[3, :, 1] = 0.1
+    holes[1:, :, 2] = np.nan
+    lower, upper, n = leave_one_subject_out(holes)
+    assert n.tolist() == [3, 4, 1, 5]
+    for v, who in ((0, [0, 3, 4]), (1, [0, 1, 2, 4]), (3, range(5))):
+        alone = leave_one_subject_out(subjects[list(who)][:, :, v])
+        np.testing.assert_allclose([lower[v], upper[v]], [alone.lower[0], alone.upper[0]])
+    assert np.isnan([lower[2], upper[2]]).all()
+    with pytest.raises(SchemaError, match=r"differ in shape: \[\(50, 4\), \(49, 4\)\]"):
+        leave_one_subject_out([subjects[0], subjects[1, 1:]])
+    with pytest.raises(SchemaError, match="at least two subjects and three"):
+        leave_one_subject_out(subjects[:1])
+    with pytest.raises(ConfigError, match="'r' or 'r2'"):
+        leave_one_subject_out(subjects, units="z")
 
 
 def test_simulated_ceiling_of_kay_and_yeatman(mirror):

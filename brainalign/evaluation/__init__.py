@@ -9,6 +9,15 @@ from brainalign.evaluation.ceilings import (
     split_half,
 )
 from brainalign.evaluation.cka import linear_cka
+from brainalign.evaluation.group import (
+    GroupEstimate,
+    SignFlipTest,
+    compare_over_subjects,
+    group_map,
+    sign_flip_test,
+    two_factor_test,
+    two_factor_variance,
+)
 from brainalign.evaluation.scores import pearson_r, r2, undefined
 from brainalign.evaluation.significance import (
     PermutationTest,
@@ -22,11 +31,15 @@ from brainalign.evaluation.significance import (
 )
 
 __all__ = [
+    "GroupEstimate",
     "PermutationTest",
+    "SignFlipTest",
     "bootstrap_ci",
     "bootstrap_counts",
     "bootstrap_r",
+    "compare_over_subjects",
     "fdr",
+    "group_map",
     "leave_one_subject_out",
     "linear_cka",
     "max_statistic_p",
@@ -37,7 +50,10 @@ __all__ = [
     "permutation_p",
     "permutation_test",
     "r2",
+    "sign_flip_test",
     "simulated_ceiling",
     "split_half",
+    "two_factor_test",
+    "two_factor_variance",
     "undefined",
 ]

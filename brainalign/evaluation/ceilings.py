@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,11 @@ __all__ = [
 
 
 class SubjectCeiling(NamedTuple):
-    """Lower and upper bound of the ceiling of a group, in units of Pearson r."""
+    """Lower and upper bound of the ceiling of a group, and how many subjects they come from."""
 
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
+    n_subjects: NDArray[np.int64]
 
 
 def ncsnr(responses: ArrayLike, stimulus_id: ArrayLike) -> NDArray[np.float64]:
@@ -155,44 +157,57 @@ def split_half(
     return np.asarray(np.clip(2 * r / (1 + np.maximum(r, 0)), 0, 1))
 
 
-def leave_one_subject_out(responses: ArrayLike) -> SubjectCeiling:
-    """Ceiling of a group: how well the other subjects predict each subject.
+def leave_one_subject_out(responses: ArrayLike, *, units: str = "r") -> SubjectCeiling:
+    r"""Ceiling of a group: how well the other subjects predict each subject.
+
+    .. math:: \mathrm{lower} = \frac1n \sum_s \mathrm{corr}(y_s, \bar z_{-s}), \qquad
+              \mathrm{upper} = \frac1n \sum_s \mathrm{corr}(y_s, \bar z)
+
+    with :math:`\bar z` the mean of the z-scored responses of all subjects and
+    :math:`\bar z_{-s}` that of the others. A model that is the same for all subjects reaches, with
+    the true group response, a mean between the two; a model fitted to each subject may exceed them.
 
     Parameters
     ----------
-    responses : array-like, shape (n_subjects, n_stimuli, n_neuroids)
+    responses : array-like, shape (n_subjects, n_stimuli, n_neuroids) or (n_subjects, n_stimuli)
         Responses of each subject to the same stimuli in the same units of measurement (voxels of
-        a common space, ROI means, RDM entries as stimuli).
+        a common space, ROI means, RDM entries as stimuli). A subject whose responses of a neuroid
+        are constant or not all finite is left out of that neuroid: NaN stands for a neuroid that a
+        subject does not have.
+    units : {"r", "r2"}
+        Mean correlation; or mean squared correlation, with its sign, which compares with r^2.
 
     Returns
     -------
     SubjectCeiling
-        `lower`: mean correlation of each subject with the mean of the others; `upper`: with the
-        mean of all, the subject included. Both have shape (n_neuroids,).
+        `lower`, `upper` and `n_subjects`, all of shape (n_neuroids,); NaN where a neuroid has fewer
+        than two subjects.
 
     Raises
     ------
     SchemaError
-        With fewer than two subjects.
+        With fewer than two subjects or three stimuli, or if subjects differ in shape.
 
     References
     ----------
     Nili et al. (2014), PLoS Computational Biology 10, e1003553.
     """
-    y = np.asarray(responses, dtype=np.float64)
-    if y.ndim == 2:
-        y = y[:, :, None]
-    if y.ndim != 3 or len(y) < 2:
-        raise SchemaError(
-            "Expected (n_subjects, n_stimuli, n_neuroids) with at least two subjects; got "
-            f"{np.shape(responses)}."
-        )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = (y - y.mean(axis=1, keepdims=True)) / y.std(axis=1, keepdims=True)
+    if units not in ("r", "r2"):
+        raise ConfigError(f"units is {units!r}; expected 'r' or 'r2'.")
+    y = _subjects(responses)
+    there = np.isfinite(y).all(axis=1) & (y != y[:, :1]).any(axis=1)
+    y = np.where(there[:, None], y, 0.0)
+    z = y - y.mean(axis=1, keepdims=True)
+    z /= np.where(there, z.std(axis=1), 1.0)[:, None]
+    n = there.sum(axis=0)
     total = z.sum(axis=0)
-    lower = np.mean([_correlate(s, (total - s) / (len(z) - 1)) for s in z], axis=0)
-    upper = np.mean([_correlate(s, total / len(z)) for s in z], axis=0)
-    return SubjectCeiling(lower, upper)
+    bounds = np.zeros((2, y.shape[2]))
+    for own, here in zip(z, there, strict=True):
+        for bound, reference in zip(bounds, (total - own, total), strict=True):
+            r = _correlate(own, reference)
+            bound += np.where(here, r if units == "r" else r * np.abs(r), 0.0)
+    lower, upper = np.where(n > 1, bounds / np.maximum(n, 1), np.nan)
+    return SubjectCeiling(lower, upper, n.astype(np.int64))
 
 
 def simulated_ceiling(
@@ -289,6 +304,26 @@ def repeat_counts(stimulus_id: ArrayLike) -> dict[str, int]:
     for s in np.asarray(stimulus_id).astype(str).tolist():
         counts[s] = counts.get(s, 0) + 1
     return counts
+
+
+def _subjects(responses: ArrayLike) -> NDArray[np.float64]:
+    """Return responses as (subject, stimulus, neuroid), or raise naming the shapes that differ."""
+    if not isinstance(responses, np.ndarray) and isinstance(responses, Sequence):
+        shapes = [np.shape(s) for s in responses]
+        if len(set(shapes)) > 1:
+            raise SchemaError(
+                f"Subjects differ in shape: {shapes}.",
+                "Take the stimuli all have, and NaN for neuroids that a subject does not have.",
+            )
+    y = np.asarray(responses, dtype=np.float64)
+    if y.ndim == 2:
+        y = y[:, :, None]
+    if y.ndim != 3 or len(y) < 2 or y.shape[1] < 3:
+        raise SchemaError(
+            "Expected (n_subjects, n_stimuli, n_neuroids) with at least two subjects and three "
+            f"stimuli; got {np.shape(responses)}."
+        )
+    return y
 
 
 def _matrix(x: ArrayLike) -> NDArray[np.float64]:

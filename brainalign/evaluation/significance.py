@@ -177,7 +177,7 @@ def permutation_test(
     PermutationTest
         NaN for targets without a correlation.
     """
-    where = _device(device)
+    where = torch_device(device)
     y, p = np.asarray(measured), np.asarray(predicted)
     r = pearson_r(y, p)
     y, p = y.reshape(len(y), -1), p.reshape(len(p), -1)
@@ -364,7 +364,7 @@ def bootstrap_r(
     """
     import torch
 
-    where = _device(device)
+    where = torch_device(device)
     y, p = np.asarray(measured), np.asarray(predicted)
     single = y.dtype == p.dtype == np.float32
     dtype = torch.float32 if single else torch.float64
@@ -472,7 +472,8 @@ def _standardise(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x / np.where(norm > 0, norm, 1)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def torch_device(device: str | torch.device) -> torch.device:
+    """Return the device; "auto" is CUDA where there is one, else the CPU."""
     import torch
 
     if str(device) == "auto":
