@@ -71,7 +71,7 @@ def row(
     accuracy: Mapping[str, tuple[float, str, float]],
     work: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One comparison: `times` of "ours" and `peer`; `accuracy` maps name to (value, "<=", bound)."""
+    """Compare `times` of "ours" and `peer`; `accuracy` maps a name to (value, "<=", bound)."""
     checks = {
         name: {"value": value, "relation": relation, "bound": bound,
                "holds": bool(value <= bound if relation == "<=" else value >= bound)}

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from brainalign.data.splits import Split, nested
 from brainalign.errors import ConfigError
+from brainalign.linear.search import score_alphas
 from brainalign.linear.solvers import (
     Factors,
     choose_alpha,
     factorise,
     resolve_device,
-    score_alphas,
     target_batches,
 )
 
@@ -164,7 +164,7 @@ def fit_layer(
     mean, scale = mean.to(X.dtype), scale.to(X.dtype)
     Z = (X - mean) / scale
     factors = factorise(Z)
-    scores = score_alphas(Z, Y, alphas, cv, factors=factors, target_batch=target_batch)
+    scores = score_alphas(Z, Y, alphas, cv, target_batch=target_batch)
     index = choose_alpha(scores, alphas)
     score = scores.gather(0, index[None])[0]
     return LayerFit(mean, scale, factors, alphas.double()[index], score, index)

@@ -14,14 +14,20 @@ from sklearn.model_selection import BaseCrossValidator, check_cv
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from brainalign.errors import ConfigError
-from brainalign.linear.solvers import (
-    choose_alpha,
-    resolve_device,
-    ridge_fit,
-    score_alphas,
-)
+from brainalign.linear.search import RidgeSolver
+from brainalign.linear.solvers import Factors, choose_alpha, resolve_device
 
-__all__ = ["DEFAULT_ALPHAS", "AlphaEdgeWarning", "Ridge", "check_alphas", "check_finite"]
+__all__ = [
+    "DEFAULT_ALPHAS",
+    "AlphaEdgeWarning",
+    "RankWarning",
+    "Ridge",
+    "check_alphas",
+    "check_finite",
+    "check_folds",
+    "warn_edges",
+    "warn_rank",
+]
 
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-1, 5, 13))
 #: Share of the targets at one end of the grid from which a warning is given.
@@ -32,6 +38,10 @@ PREDICTED = 0.01
 
 class AlphaEdgeWarning(UserWarning):
     """Many targets chose the smallest or the largest alpha of the grid."""
+
+
+class RankWarning(UserWarning):
+    """X spans fewer directions than it has features, so that weights are not unique."""
 
 
 class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -58,11 +68,17 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     dtype : {"auto", "float32", "float64"}
         Type of the computation; "auto" takes that of X.
     target_batch : int, optional
-        Targets in flight; by default as many as fit a temporary of a few hundred MB.
+        Targets in flight; by default what suits the device.
 
     Attributes
     ----------
     coef_ : ndarray, shape (n_targets, n_features) or (n_features,)
+        With fewer samples than features it is formed anew from `dual_coef_` on each access:
+        it would be larger than everything else, and predictions do without.
+    dual_coef_ : ndarray, shape (n_samples, n_targets)
+        With fewer samples than features: ``coef_ = dual_coef_.T @ X_fit_``.
+    X_fit_ : ndarray, shape (n_samples, n_features)
+        With fewer samples than features: the centred training data.
     intercept_ : ndarray, shape (n_targets,), or float
     alpha_ : ndarray, shape (n_targets,), or float
         The chosen penalties.
@@ -136,29 +152,23 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         check_finite(data, "X", "features")
         check_finite(target.reshape(len(target), -1), "y", "targets")
         device = resolve_device(self.device)
-        Xt = torch.as_tensor(np.require(data, requirements="W"), device=device)
-        Yt = torch.as_tensor(
-            np.require(target.reshape(len(target), -1), requirements="W"), device=device
-        )
-        grid = torch.as_tensor(alphas, device=device)
         one = target.ndim == 1
-
-        if len(alphas) > 1:
-            scores = self._score_alphas(data, target, Xt, Yt, grid, groups)
-            index = choose_alpha(scores, grid, per_target=self.alpha_per_target)
-            best = scores.gather(0, index[None])[0].cpu().numpy()
-            self.cv_scores_ = scores.cpu().numpy()
-            self.best_score_ = float(best[0]) if one else best
-            warn_edges(index.cpu().numpy(), best, alphas)
-        else:
-            index = torch.zeros(Yt.shape[1], dtype=torch.int64, device=device)
-        coef, intercept = ridge_fit(
-            Xt, Yt, grid[index], fit_intercept=self.fit_intercept, target_batch=self.target_batch
+        Y = target.reshape(len(target), -1)
+        solver = RidgeSolver(
+            torch.as_tensor(np.require(data, requirements="W"), device=device),
+            torch.as_tensor(alphas),
+            self._folds(data, target, groups) if len(alphas) > 1 else "gcv",
+            fit_intercept=self.fit_intercept,
         )
-        alpha = grid[index].cpu().numpy()
-        self.coef_ = coef.cpu().numpy()[0] if one else coef.cpu().numpy()
-        self.intercept_ = float(intercept[0]) if one else intercept.cpu().numpy()
-        self.alpha_ = float(alpha[0]) if one else alpha
+        warn_rank(solver.factors)
+        chosen, intercept = self._fit_targets(solver, Y)
+        if len(alphas) > 1:
+            best = self.cv_scores_[chosen, np.arange(len(chosen))]
+            warn_edges(chosen, best, alphas)
+            self.best_score_ = float(best[0]) if one else best
+        self.intercept_ = float(intercept[0]) if one else intercept
+        self.alpha_ = float(alphas[chosen[0]]) if one else alphas[chosen]
+        self._one = one
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -178,8 +188,19 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self, X, dtype=self._dtypes(), reset=False, ensure_all_finite=False
         )
         check_finite(data, "X", "features")
-        predicted: NDArray[np.floating] = data @ self.coef_.T + self.intercept_
-        return predicted
+        if hasattr(self, "dual_coef_"):
+            predicted = (data - self._x_mean) @ self.X_fit_.T @ self.dual_coef_ + self._y_mean
+        else:
+            predicted = data @ np.atleast_2d(self._coef).T + self.intercept_
+        return predicted[:, 0] if self._one else predicted
+
+    @property
+    def coef_(self) -> NDArray[np.floating]:
+        """Weights (n_targets, n_features), or (n_features,) for a single target."""
+        if not hasattr(self, "_one"):
+            raise AttributeError("This Ridge has no coef_ before it is fitted.")
+        coef = self.dual_coef_.T @ self.X_fit_ if hasattr(self, "dual_coef_") else self._coef
+        return np.asarray(coef[0] if self._one else coef)
 
     def _dtypes(self) -> list[Any]:
         known: dict[str, list[Any]] = {
@@ -191,29 +212,60 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ConfigError(f"dtype is {self.dtype!r}; expected one of {', '.join(known)}.")
         return known[self.dtype]
 
-    def _score_alphas(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        Xt: torch.Tensor,
-        Yt: torch.Tensor,
-        grid: torch.Tensor,
-        groups: ArrayLike | None,
-    ) -> torch.Tensor:
-        options: dict[str, Any] = {
-            "fit_intercept": self.fit_intercept,
-            "target_batch": self.target_batch,
-        }
+    def _folds(
+        self, X: NDArray[Any], y: NDArray[Any], groups: ArrayLike | None
+    ) -> str | list[tuple[Any, Any]]:
         if isinstance(self.cv, str):
-            return score_alphas(Xt, Yt, grid, self.cv, **options)
+            return self.cv
         cv = check_cv(self.cv)
-        n_splits = cv.get_n_splits(X, y, groups)
-        if isinstance(self.cv, int) and len(X) < 2 * n_splits:
-            raise ConfigError(
-                f"n_samples={len(X)} is too few for cv={n_splits}: every fold needs at least two.",
-                'Use fewer folds, or cv="loo".',
-            )
-        return score_alphas(Xt, Yt, grid, list(cv.split(X, y, groups)), **options)
+        check_folds(len(X), cv.get_n_splits(X, y, groups) if isinstance(self.cv, int) else 1)
+        return list(cv.split(X, y, groups))
+
+    def _fit_targets(
+        self, solver: RidgeSolver, Y: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Fit some targets at a time; return the places of their alphas and the intercepts."""
+        f, grid = solver.factors, solver.alphas
+        n_targets = Y.shape[1]
+        batches = list(solver.batches(n_targets, self.target_batch))
+        chosen = np.empty(n_targets, dtype=np.int64)
+        scores = np.empty((len(grid) if len(grid) > 1 else 0, n_targets))
+        shared: torch.Tensor | None = None
+        if not self.alpha_per_target and len(grid) > 1:
+            for t in batches:
+                scores[:, t] = solver.solve(_columns(Y, t, f)).scores.cpu().numpy()
+            shared = choose_alpha(torch.as_tensor(scores), grid.cpu(), per_target=False)
+        for name in ("_coef", "dual_coef_", "X_fit_", "_x_mean", "_y_mean"):
+            self.__dict__.pop(name, None)  # of an earlier fit, which may have had the other form
+        intercept, y_mean = (np.empty(n_targets, dtype=Y.dtype) for _ in range(2))
+        rows = f.X.shape[1] if f.primal else len(f.X)
+        weights = np.empty((n_targets, rows), dtype=Y.dtype)
+        for t in batches:
+            y = _columns(Y, t, f)
+            index = None if shared is None else shared[t].to(grid.device)
+            solution = solver.solve(y, index=index)
+            w = solver.weights(solution)
+            weights[t] = (w.T @ f.vectors.T).cpu().numpy()
+            offset = w.T @ (f.vectors.T @ (f.mean if f.primal else f.X @ f.mean))
+            y_mean[t] = solution.mean.cpu().numpy()
+            intercept[t] = (solution.mean - offset).cpu().numpy()
+            chosen[t] = solution.index.cpu().numpy()
+            if shared is None:
+                scores[:, t] = solution.scores.cpu().numpy()
+        if len(grid) > 1:
+            self.cv_scores_ = scores
+        if f.primal:
+            self._coef = weights
+        else:
+            self.dual_coef_ = weights.T
+            self.X_fit_ = f.X.cpu().numpy()
+            self._x_mean, self._y_mean = f.mean.cpu().numpy(), y_mean
+        return chosen, intercept
+
+
+def _columns(Y: NDArray[Any], t: slice, f: Factors) -> torch.Tensor:
+    columns = np.require(Y[:, t], requirements=("C", "W"))
+    return torch.as_tensor(columns, device=f.X.device)
 
 
 def check_alphas(alphas: float | Sequence[float]) -> NDArray[np.float64]:
@@ -239,6 +291,29 @@ def check_finite(x: NDArray[Any], name: str, columns: str) -> None:
         f"{int(bad.any(axis=1).sum())} of {x.shape[0]} rows.",
         "Exclude or repair them.",
     )
+
+
+def check_folds(n_samples: int, n_folds: int) -> None:
+    """Raise `ConfigError` if there are too few rows for folds of at least two."""
+    if n_samples < 2 * n_folds:
+        raise ConfigError(
+            f"n_samples={n_samples} is too few for cv={n_folds}: every fold needs at least two.",
+            'Use fewer folds, or cv="loo".',
+        )
+
+
+def warn_rank(factors: Factors) -> None:
+    """Warn of features that others hold already: predictions do not mind, weights do."""
+    n, p = factors.X.shape
+    possible = min(n - int(factors.centred), p)
+    if factors.rank < possible:
+        warnings.warn(
+            f"X spans {factors.rank} of {possible} possible directions: some features are constant "
+            "or sums of others. Predictions are as good; single weights are not unique. Drop these "
+            "features, or reduce X by PCA, before reading weights.",
+            RankWarning,
+            stacklevel=3,
+        )
 
 
 def warn_edges(index: NDArray[Any], best: NDArray[Any], alphas: NDArray[Any]) -> None:

@@ -6,8 +6,10 @@ factorised, in float64; the products with the targets keep the dtype of the data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,24 +19,76 @@ from torch import Tensor
 from brainalign.errors import ConfigError
 
 __all__ = [
+    "Design",
     "Factors",
     "choose_alpha",
+    "eigh",
     "factorise",
     "resolve_device",
     "ridge_fit",
-    "ridge_gcv",
-    "ridge_kfold",
-    "ridge_loo",
-    "score_alphas",
     "split_indices",
     "target_batches",
 ]
 
+logger = logging.getLogger(__name__)
+
 #: Elements of the largest temporary array when the number of targets in flight is not given: what
 #: stays in a CPU's cache (a third of the time of 2**25), or keeps a GPU busy.
-BATCH_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+BATCH_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 #: Fewest targets in flight: products with fewer columns are slow whatever the rows.
 LEAST_TARGETS = 256
+#: Rows of a Gram matrix that are cast to float64 at once.
+GRAM_ROWS = 4096
+
+
+class Design:
+    """Training data of many targets, centred, with its Gram matrices formed at most once each.
+
+    Parameters
+    ----------
+    X : Tensor, shape (n_samples, n_features)
+        float32 or float64, finite.
+    fit_intercept : bool
+        Centre X by its mean.
+
+    Attributes
+    ----------
+    X : Tensor, shape (n_samples, n_features)
+        Centred if there is an intercept.
+    mean : Tensor, shape (n_features,)
+        What was subtracted; zeros without an intercept.
+    """
+
+    def __init__(self, X: Tensor, *, fit_intercept: bool = True) -> None:
+        self.mean = (
+            X.mean(dim=0, dtype=torch.float64).to(X.dtype)
+            if fit_intercept
+            else X.new_zeros(X.shape[1])
+        )
+        self.X = X - self.mean if fit_intercept else X
+        self.centred = fit_intercept
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """X'X (n_features, n_features), float64."""
+        return gram(self.X)
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """XX' (n_samples, n_samples), float64."""
+        return gram(self.X.T)
+
+    def factors(self) -> Factors:
+        """Factorise; see `factorise`."""
+        n, p = self.X.shape
+        if n >= p:
+            values, vectors = eigh(self.gram)
+            vectors = vectors.to(self.X.dtype)
+            left = self.X @ vectors
+            return Factors(self.X, self.mean, values, vectors, left, True, self.centred)
+        values, vectors = kernel_eigh(self.kernel, self.centred)
+        vectors = vectors.to(self.X.dtype)
+        return Factors(self.X, self.mean, values, vectors, vectors, False, self.centred)
 
 
 @dataclass(frozen=True)
@@ -89,18 +143,26 @@ class Factors:
             return weights.T @ self.vectors.T
         return (self.vectors @ weights).T @ self.X
 
+    @cached_property
+    def rank(self) -> int:
+        """Number of directions that X spans, to float64 rounding of its largest eigenvalue."""
+        n, p = self.X.shape
+        if not len(self.eigenvalues):
+            return 0
+        floor = self.eigenvalues.max() * max(n, p) * torch.finfo(torch.float64).eps
+        return int((self.eigenvalues > floor).sum())
+
     def orthonormal(self) -> tuple[Tensor, Tensor]:
-        """U in float64 and its eigenvalues, without the directions that X does not span.
+        """U in the dtype of X and its eigenvalues, without the directions that X does not span.
 
         The kernel form keeps these directions (eigenvalue 0): its U spans all that is orthogonal
         to the intercept.
         """
-        left, values = self.left.double(), self.eigenvalues
         if not self.primal:
-            return left, values
-        n, p = self.X.shape
-        keep = values > values.max().clamp(min=0) * max(n, p) * torch.finfo(torch.float64).eps
-        return left[:, keep] / values[keep].sqrt(), values[keep]
+            return self.left, self.eigenvalues
+        values = self.eigenvalues[len(self.eigenvalues) - self.rank :]
+        left = self.left[:, len(self.eigenvalues) - self.rank :]
+        return (left / values.sqrt()).to(left.dtype), values
 
 
 def resolve_device(device: str) -> torch.device:
@@ -130,25 +192,59 @@ def factorise(X: Tensor, *, fit_intercept: bool = True) -> Factors:
     -------
     Factors
     """
-    n, p = X.shape
-    mean = X.mean(dim=0, dtype=torch.float64).to(X.dtype) if fit_intercept else X.new_zeros(p)
-    X = X - mean
-    double = X.double()
-    if n >= p:
-        values, vectors = torch.linalg.eigh(double.T @ double)
-        vectors = vectors.to(X.dtype)
-        return Factors(X, mean, values.clamp(min=0), vectors, X @ vectors, True, fit_intercept)
-    gram = double @ double.T
-    if fit_intercept:
-        # The constant direction is lifted above all others and dropped, so that what remains is
-        # orthogonal to it even where X has further null directions.
-        gram += torch.linalg.norm(gram).clamp(min=1.0) * 2 / n
-        values, vectors = torch.linalg.eigh(gram)
-        values, vectors = values[:-1], vectors[:, :-1]
-    else:
-        values, vectors = torch.linalg.eigh(gram)
-    vectors = vectors.to(X.dtype)
-    return Factors(X, mean, values.clamp(min=0), vectors, vectors, False, fit_intercept)
+    return Design(X, fit_intercept=fit_intercept).factors()
+
+
+def gram(X: Tensor) -> Tensor:
+    """X'X in float64, from rows cast a few thousand at a time."""
+    out = X.new_zeros((X.shape[1], X.shape[1]), dtype=torch.float64)
+    for start in range(0, len(X), GRAM_ROWS):
+        rows = X[start : start + GRAM_ROWS].double()
+        out.addmm_(rows.T, rows)
+    return out
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, at least 0 and ascending, and eigenvectors of a symmetric float64 matrix.
+
+    A factorisation that fails on a GPU, by an error or by vectors that do not give the matrix
+    back, is repeated on the CPU, which is logged.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (n, n), float64
+        Positive semi-definite up to rounding.
+
+    Returns
+    -------
+    values : Tensor, shape (n,)
+    vectors : Tensor, shape (n, n)
+    """
+    if matrix.is_cuda:
+        try:
+            values, vectors = torch.linalg.eigh(matrix)
+            reason = _wrong(matrix, values, vectors)
+        except torch.linalg.LinAlgError as error:
+            reason = str(error)
+        if not reason:
+            return values.clamp(min=0), vectors
+        logger.warning(
+            "The eigendecomposition of a %d x %d matrix failed on %s (%s); repeated on the CPU.",
+            *matrix.shape, matrix.device, reason,
+        )  # fmt: skip
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.clamp(min=0).to(matrix.device), vectors.to(matrix.device)
+
+
+def kernel_eigh(kernel: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """Decompose XX'; without the constant direction where the rows of X are centred."""
+    if not centred:
+        return eigh(kernel)
+    # The constant direction is lifted above all others and dropped, so that what remains is
+    # orthogonal to it even where X has further null directions.
+    lifted = kernel + torch.linalg.norm(kernel).clamp(min=1.0) * 2 / len(kernel)
+    values, vectors = eigh(lifted)
+    return values[:-1], vectors[:, :-1]
 
 
 def target_batches(
@@ -203,238 +299,11 @@ def ridge_fit(
     intercept = X.new_zeros(Y.shape[1])
     alpha = alpha.double()
     for t in target_batches(Y.shape[1], sum(X.shape), target_batch, X.device):
-        y_mean = _mean(Y[:, t]) if f.centred else Y.new_zeros(Y[:, t].shape[1])
+        y_mean = mean_rows(Y[:, t]) if f.centred else Y.new_zeros(Y[:, t].shape[1])
         weights = f.weights(f.rotate(Y[:, t] - y_mean), alpha[t])
         coef[t] = f.coefficients(weights)
         intercept[t] = y_mean - coef[t] @ f.mean
     return coef, intercept
-
-
-def ridge_kfold(
-    X: Tensor,
-    Y: Tensor,
-    alphas: Tensor,
-    splits: Sequence[tuple[Any, Any]],
-    *,
-    fit_intercept: bool = True,
-    target_batch: int | None = None,
-) -> Tensor:
-    r"""Score a grid of alphas by cross-validation.
-
-    .. math:: R^2_{\alpha t} = \frac1K \sum_k 1 -
-              \frac{\|y_{kt} - \hat y_{kt}(\alpha)\|^2}{\|y_{kt} - \bar y_{kt}\|^2}
-
-    The intercept is fitted inside each training fold. A target that is constant in a validation
-    fold is scored over the other folds; NaN if it is constant in all of them.
-
-    Parameters
-    ----------
-    X : Tensor, shape (n_samples, n_features)
-        Data.
-    Y : Tensor, shape (n_samples, n_targets)
-        Targets.
-    alphas : Tensor, shape (n_alphas,)
-        Penalties, above 0.
-    splits : sequence of (train, test)
-        Row indices; every test set has at least two rows.
-    fit_intercept : bool
-        Fit an intercept.
-    target_batch : int, optional
-        Targets in flight.
-
-    Returns
-    -------
-    Tensor, shape (n_alphas, n_targets), float64
-        Mean R^2 over the folds.
-
-    Raises
-    ------
-    ConfigError
-        If a validation fold has fewer than two rows.
-    """
-    pairs = [split_indices(s, X.device) for s in splits]
-    for k, (_, test) in enumerate(pairs):
-        if len(test) < 2:
-            raise ConfigError(
-                f"Validation fold {k} has {len(test)} row(s); R^2 needs at least two.",
-                'Use fewer folds, or cv="loo" for leave-one-out.',
-            )
-    total = torch.zeros((len(alphas), Y.shape[1]), dtype=torch.float64, device=Y.device)
-    count = torch.zeros(Y.shape[1], dtype=torch.float64, device=Y.device)
-    for train, test in pairs:
-        f = factorise(X[train], fit_intercept=fit_intercept)
-        projected = f.project(X[test])
-        for t in target_batches(Y.shape[1], len(X) + len(f.eigenvalues), target_batch, X.device):
-            y = Y[:, t]
-            scores, defined = fold_scores(f, projected, y[train], y[test], alphas)
-            total[:, t] += torch.where(defined, scores, torch.zeros_like(scores))
-            count[t] += defined
-    return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
-
-
-def fold_scores(
-    factors: Factors, projected: Tensor, y_train: Tensor, y_test: Tensor, alphas: Tensor
-) -> tuple[Tensor, Tensor]:
-    """R^2 of every alpha and target in one validation fold, and where it is defined.
-
-    Returns
-    -------
-    scores : Tensor, shape (n_alphas, n_targets), float64
-    defined : Tensor of bool, shape (n_targets,)
-        False for targets that are constant in the fold.
-    """
-    y_mean = _mean(y_train) if factors.centred else y_train.new_zeros(y_train.shape[1])
-    rotated = factors.rotate(y_train - y_mean)
-    residual_total = _sum_squares(y_test - _mean(y_test))
-    defined = ~_constant(y_test)
-    target = y_test - y_mean
-    scores = torch.empty((len(alphas), y_test.shape[1]), dtype=torch.float64, device=y_test.device)
-    for a, alpha in enumerate(alphas.double()):
-        shrunk = projected / (factors.eigenvalues + alpha).to(rotated.dtype)
-        scores[a] = 1 - _sum_squares(target - shrunk @ rotated) / residual_total
-    return scores, defined
-
-
-def ridge_loo(
-    X: Tensor,
-    Y: Tensor,
-    alphas: Tensor,
-    *,
-    fit_intercept: bool = True,
-    factors: Factors | None = None,
-    target_batch: int | None = None,
-) -> Tensor:
-    r"""Score a grid of alphas by exact leave-one-out, from one fit.
-
-    .. math:: e_i = \frac{y_i - \hat y_i}{1 - h_{ii}}, \qquad
-              R^2 = 1 - \frac{\sum_i e_i^2}{\sum_i (y_i - \bar y)^2}
-
-    with ``h`` the hat matrix, the intercept included.
-
-    Parameters
-    ----------
-    X, Y, alphas, fit_intercept, target_batch
-        As in `ridge_kfold`.
-    factors : Factors, optional
-        ``factorise(X)``, if it is at hand.
-
-    Returns
-    -------
-    Tensor, shape (n_alphas, n_targets), float64
-        Leave-one-out R^2; NaN for constant targets.
-
-    References
-    ----------
-    Golub, Heath & Wahba (1979), Technometrics 21, 215-223, eq. 1.4.
-    """
-    f = factors or factorise(X, fit_intercept=fit_intercept)
-    U, shrink, outside = _residual_maker(f, alphas)
-    n = len(X)
-    constant = 1.0 / n if fit_intercept else 0.0
-    squared = U.square()
-    spanned = squared.sum(dim=1)
-    leftover = (1 - constant - spanned).clamp(min=0) if outside else torch.zeros_like(spanned)
-    diagonal = leftover[:, None] + squared @ shrink.T  # (n, alphas): 1 - h_ii
-    U = U.to(Y.dtype)
-
-    def score(y: Tensor) -> Tensor:
-        rotated = U.T @ y
-        rest = y - U @ rotated if outside else None
-        error = []
-        for a in range(len(alphas)):
-            residual = U @ (shrink[a].to(y.dtype)[:, None] * rotated)
-            if rest is not None:
-                residual = residual + rest
-            error.append(_sum_squares(residual / diagonal[:, a, None].to(y.dtype)))
-        return torch.stack(error)
-
-    return _closed_form(score, Y, alphas, fit_intercept, target_batch)
-
-
-def ridge_gcv(
-    X: Tensor,
-    Y: Tensor,
-    alphas: Tensor,
-    *,
-    fit_intercept: bool = True,
-    factors: Factors | None = None,
-    target_batch: int | None = None,
-) -> Tensor:
-    r"""Score a grid of alphas by generalised cross-validation, without forming predictions.
-
-    .. math:: \mathrm{GCV}(\alpha) = \frac{\|(I - H_\alpha) y\|^2}
-              {(\mathrm{tr}(I - H_\alpha) / n)^2}, \qquad
-              R^2 = 1 - \frac{\mathrm{GCV}}{\|y - \bar y\|^2}
-
-    Parameters
-    ----------
-    X, Y, alphas, fit_intercept, target_batch
-        As in `ridge_kfold`.
-    factors : Factors, optional
-        ``factorise(X)``, if it is at hand.
-
-    Returns
-    -------
-    Tensor, shape (n_alphas, n_targets), float64
-        NaN for constant targets.
-
-    References
-    ----------
-    Golub, Heath & Wahba (1979), Technometrics 21, 215-223, eq. 1.3.
-    """
-    f = factors or factorise(X, fit_intercept=fit_intercept)
-    U, shrink, outside = _residual_maker(f, alphas)
-    n = len(X)
-    free = n - int(fit_intercept) - U.shape[1] if outside else 0
-    trace = (free + shrink.sum(dim=1)) / n
-
-    def score(y: Tensor) -> Tensor:
-        rotated = (U.to(y.dtype).T @ y).double().square()
-        error = shrink.square() @ rotated
-        if outside:
-            error = error + (_sum_squares(y) - rotated.sum(dim=0)).clamp(min=0)
-        return error / trace.square()[:, None]
-
-    return _closed_form(score, Y, alphas, fit_intercept, target_batch)
-
-
-def score_alphas(
-    X: Tensor,
-    Y: Tensor,
-    alphas: Tensor,
-    cv: str | Sequence[tuple[Any, Any]],
-    *,
-    fit_intercept: bool = True,
-    factors: Factors | None = None,
-    target_batch: int | None = None,
-) -> Tensor:
-    """Score a grid of alphas by `ridge_loo` ("loo"), `ridge_gcv` ("gcv") or `ridge_kfold` (splits).
-
-    Parameters
-    ----------
-    X, Y, alphas, fit_intercept, target_batch
-        As in `ridge_kfold`.
-    cv : "loo", "gcv" or sequence of (train, test)
-        How to score.
-    factors : Factors, optional
-        ``factorise(X)``, if it is at hand; folds have their own.
-
-    Returns
-    -------
-    Tensor, shape (n_alphas, n_targets), float64
-    """
-    options: dict[str, Any] = {"fit_intercept": fit_intercept, "target_batch": target_batch}
-    if isinstance(cv, str):
-        closed = {"loo": ridge_loo, "gcv": ridge_gcv}
-        if cv not in closed:
-            raise ConfigError(
-                f"cv is {cv!r}; expected a number of folds, a splitter, a list of (train, test), "
-                '"loo" or "gcv".'
-            )
-        if len(X) < 3:
-            raise ConfigError(f"cv={cv!r} needs at least 3 samples; n_samples={len(X)}.")
-        return closed[cv](X, Y, alphas, factors=factors, **options)
-    return ridge_kfold(X, Y, alphas, cv, **options)
 
 
 def choose_alpha(scores: Tensor, alphas: Tensor, *, per_target: bool = True) -> Tensor:
@@ -472,40 +341,26 @@ def split_indices(split: tuple[Any, Any], device: torch.device) -> tuple[Tensor,
     )
 
 
-def _residual_maker(f: Factors, alphas: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """U, alpha / (l + alpha) per alpha, and whether there are directions outside U.
-
-    In kernel form U spans everything but the intercept, and residuals are formed without the
-    cancellation of ``1 - h`` where the fit nearly interpolates.
-    """
-    U, values = f.orthonormal()
-    alphas = alphas.double()[:, None]
-    return U, alphas / (values[None, :] + alphas), f.primal
-
-
-def _closed_form(
-    score: Callable[[Tensor], Tensor],
-    Y: Tensor,
-    alphas: Tensor,
-    fit_intercept: bool,
-    target_batch: int | None,
-) -> Tensor:
-    out = torch.empty((len(alphas), Y.shape[1]), dtype=torch.float64, device=Y.device)
-    for t in target_batches(Y.shape[1], 4 * len(Y), target_batch, Y.device):
-        y = Y[:, t]
-        total = _sum_squares(y - _mean(y))
-        result = 1 - score(y - _mean(y) if fit_intercept else y) / total
-        out[:, t] = torch.where(_constant(y), torch.nan, result)
-    return out
-
-
-def _mean(y: Tensor) -> Tensor:
+def mean_rows(y: Tensor) -> Tensor:
+    """Mean over the rows, summed in float64, in the dtype of `y`."""
     return y.mean(dim=0, dtype=torch.float64).to(y.dtype)
 
 
-def _sum_squares(y: Tensor) -> Tensor:
+def sum_squares(y: Tensor) -> Tensor:
+    """Sum of squares over the rows, in float64."""
     return y.square().sum(dim=0, dtype=torch.float64)
 
 
-def _constant(y: Tensor) -> Tensor:
+def constant_columns(y: Tensor) -> Tensor:
+    """Which columns hold one value."""
     return (y == y[:1]).all(dim=0)
+
+
+def _wrong(matrix: Tensor, values: Tensor, vectors: Tensor) -> str:
+    """Say what is wrong with an eigendecomposition, tried on one vector; empty if nothing is."""
+    if not bool(torch.isfinite(values).all() and torch.isfinite(vectors).all()):
+        return "not finite"
+    probe = torch.linspace(-1, 1, len(matrix), dtype=matrix.dtype, device=matrix.device).cos()
+    error = torch.linalg.norm(matrix @ probe - vectors @ (values * (vectors.T @ probe)))
+    size = torch.linalg.norm(matrix) * torch.linalg.norm(probe)
+    return f"relative error {float(error / size):.1e}" if bool(error > 1e-9 * size) else ""
