@@ -227,6 +227,103 @@ def test_integer_betas_need_a_scale_and_must_not_overflow(tmp_path):
     np.testing.assert_allclose(scaled["responses"].values, betas[i, j, k].T, atol=1e-3)
 
 
+def test_faults_are_counted_run_by_run(tree, caplog):
+    root, _, mask = tree
+    folder = root / "sub-01"
+    first, second = (sorted(folder.rglob(f"*ses-{s}*run-2*betas.nii.gz"))[0] for s in (1, 2))
+    data = nib.load(second).get_fdata(dtype=np.float32)
+    inside = np.argwhere(mask)
+    data[tuple(inside[:4].T)] = np.nan
+    data[tuple(inside[5])][1] = np.inf
+    save(data, second)
+    match = (r"Of 24 neuroids, 5 with NaN.*Not finite by run: run 2 of session 2: 12 NaN in 4 "
+             r"neuroids, 1 infinite in 1 neuroid\.")  # fmt: skip
+    with pytest.raises(SchemaError, match=match):
+        bids.read_derivatives(root, "01")
+    still = nib.load(first).get_fdata(dtype=np.float32)
+    still[tuple(inside[10:12].T)] = 3
+    save(still, first)
+    with caplog.at_level(logging.WARNING):
+        ds = bids.read_derivatives(root, "01", bad="exclude")
+    assert ds.sizes["neuroid"] == 19
+    assert "run 2 of session 2: 12 NaN in 4 neuroids" in caplog.text
+    assert "constant within a run: run 2 of session 1: 2 neuroids." in caplog.text
+    save(np.zeros_like(still), first)
+    for bad in ("raise", "exclude"):
+        save(np.nan_to_num(data, posinf=0) if bad == "raise" else data, second)
+        with pytest.raises(SchemaError, match=r"same in 1 of 4 runs: run 2 of session 1\."):
+            bids.read_derivatives(root, "01", bad=bad)
+
+
+@pytest.mark.parametrize("kind", ["nifti", "gifti", "nsd"])
+def test_saturated_integers_are_counted_run_by_run(tmp_path, kind):
+    import h5py
+
+    rng = np.random.default_rng(3)
+    betas = rng.normal(scale=2, size=(*SHAPE, 8))
+    stored = np.round(betas * 300).astype(np.int16)
+    stored[1, 2, 3, 4:7] = 32767
+    stored[2, 2, 2, 5] = -32768
+    table = pd.DataFrame({"stimulus_id": list("abcdabcd"), "run": [1] * 4 + [2] * 4})
+    if kind == "nifti":
+        image = save(stored, tmp_path / "x.nii.gz")
+
+        def read(**options):
+            return bids.read_betas(image, table, scale=1 / 300, **options)
+    elif kind == "gifti":
+        flat = stored.reshape(-1, 8).T
+        arrays = [nib.gifti.GiftiDataArray(c, datatype="NIFTI_TYPE_INT32")
+                  for c in flat.astype(np.int32)]  # fmt: skip
+        nib.save(nib.GiftiImage(darrays=arrays), tmp_path / "l.func.gii")
+        limit = np.iinfo(np.int32)
+        for c in arrays:
+            c.data[c.data == 32767] = limit.max
+            c.data[c.data == -32768] = limit.min
+        nib.save(nib.GiftiImage(darrays=arrays), tmp_path / "l.func.gii")
+
+        def read(**options):
+            return bids.read_betas({"L": tmp_path / "l.func.gii"}, table, scale=1 / 300, **options)
+    else:
+        with h5py.File(tmp_path / "betas_session01.hdf5", "w") as file:
+            file.create_dataset("betas", data=stored.T)
+        reference = save(np.zeros(SHAPE, np.float32), tmp_path / "ref.nii.gz")
+
+        def read(**options):
+            return bids.read_glmsingle(tmp_path / "betas_session01.hdf5", table, scale=1 / 300,
+                                       reference=reference, **options)  # fmt: skip
+
+    match = (
+        r"2 stored at the limit.*At the limit by run: run 2 of session 1: 4 values in 2 neuroids"
+    )
+    with pytest.raises(SchemaError, match=match):
+        read()
+    ds = read(bad="exclude")
+    assert ds.attrs["excluded_saturated"] == 2 and ds["responses"].dtype == np.float32
+    keep = np.ones(SHAPE, bool)
+    keep[1, 2, 3] = keep[2, 2, 2] = False
+    expected = stored[keep].T.astype(np.float32) * np.float32(1 / 300)
+    np.testing.assert_array_equal(ds["responses"].values, expected)
+
+
+def test_a_scale_chosen_by_the_writer_is_no_overflow(tmp_path):
+    betas = np.random.default_rng(0).normal(scale=2, size=(*SHAPE, 6))
+    table = pd.DataFrame({"stimulus_id": list("abcabc")})
+    own = nib.Nifti1Image(betas, AFFINE)
+    own.set_data_dtype(np.int16)
+    nib.save(own, tmp_path / "own.nii.gz")
+    raw = np.asarray(nib.load(tmp_path / "own.nii.gz").dataobj.get_unscaled())
+    assert {raw.min(), raw.max()} & {-32768, 32767}
+    ds = bids.read_betas(tmp_path / "own.nii.gz", table)
+    assert ds.sizes["neuroid"] == np.prod(SHAPE)
+    np.testing.assert_allclose(ds["responses"].values, betas.reshape(-1, 6).T, atol=1e-3)
+    betas[betas > 1] = 1
+    clipped = nib.Nifti1Image(betas, AFFINE)
+    clipped.set_data_dtype(np.int16)
+    nib.save(clipped, tmp_path / "clipped.nii.gz")
+    with pytest.raises(SchemaError, match="stored at the limit of their integer type"):
+        bids.read_betas(tmp_path / "clipped.nii.gz", table)
+
+
 def test_surface_betas_of_both_hemispheres(tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "sub-02" / "func"

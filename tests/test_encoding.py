@@ -483,7 +483,8 @@ def test_nan_and_constant_neuroids():
     ceiling = np.arange(6) / 10
     with_ceiling = encode(x, y, permutation="none", ceiling=ceiling)
     np.testing.assert_allclose(with_ceiling.best["ceiling"], ceiling[[0, 2, 3, 5]])
-    with pytest.raises(SchemaError, match="1 of 6 neuroids are NaN or infinite: 'n1'"):
+    first = "1 of 6 neuroids are NaN or infinite: 'n1'. run 0 of session 0: 1 NaN in 1 neuroid"
+    with pytest.raises(SchemaError, match=first):
         encode(x, y, bad_neuroids="raise")
     y["responses"].values[7] = np.nan
     with pytest.raises(SchemaError, match="No neuroid is left.*1 whole rows are NaN"):

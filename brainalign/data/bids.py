@@ -20,6 +20,12 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from brainalign.data.faults import (
+    constant_by_run,
+    constant_runs,
+    marked_by_run,
+    non_finite_by_run,
+)
 from brainalign.data.schema import validate
 from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError, near
 
@@ -45,6 +51,7 @@ PathLike = str | Path
 Images = PathLike | Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]
 Tables = PathLike | pd.DataFrame | Sequence[PathLike | pd.DataFrame]
 Bad = Literal["raise", "exclude"]
+Marks = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 _STIMULUS_COLUMNS = ("stimulus_id", "stim_file", "stim_id", "stimulus", "trial_type")
 _BETA_SUFFIXES = ("betas", "beta", "betaseries", "statmap")
@@ -109,7 +116,9 @@ def read_betas(
         a scale of their own: the Natural Scenes Dataset stores 300 x percent (scale=1/300).
     bad : {"raise", "exclude"}
         What to do with neuroids that hold NaN or infinite values, are constant over all trials,
-        or are stored as integers at the limit of their type.
+        or are stored as integers at the limit of their type (-32768 or 32767 for int16: values
+        that did not fit). The message counts them run by run. Of a file with a scale of its own,
+        which maps the extremes of the data to these limits, one value at a limit is allowed.
     units : str
         Unit of the betas, after `scale`.
 
@@ -122,8 +131,8 @@ def read_betas(
     Raises
     ------
     SchemaError
-        If affines, shapes or numbers of rows do not agree (both files are named), or neuroids
-        are bad and `bad` is "raise".
+        If affines, shapes or numbers of rows do not agree (both files are named), neuroids are
+        bad and `bad` is "raise", or all volumes of a run are the same.
     UnavailableError
         If a file is missing.
     """
@@ -135,12 +144,12 @@ def read_betas(
     table = _trial_table(trials, runs, counts, stimulus_column)
     subject = subject or entities(next(iter(runs[0].values()))).get("sub", "")
     out = np.empty((sum(counts), int(keep.sum())), dtype=np.float32)
-    saturated = np.zeros(out.shape[1], dtype=bool)
+    saturated = []
     start = 0
     for run, n in zip(runs, counts, strict=True):
-        values, full = _values(run, keep, scale)
+        values, (row, neuroid) = _values(run, keep, scale)
         out[start : start + n] = values
-        saturated |= full
+        saturated.append((row + start, neuroid))
         start += n
     return _finish(out, table, grid, keep, subject, bad, saturated, units)
 
@@ -186,7 +195,10 @@ def read_timeseries(
     rates = [tr or _repetition_time(r) for r in runs]
     if max(rates) - min(rates) > 1e-3:
         raise SchemaError(f"Runs differ in repetition time: {sorted(set(rates))} s.")
-    out = np.concatenate([_values(r, keep, 1.0)[0] for r in runs])
+    parts = [_values(r, keep, 1.0) for r in runs]
+    out = np.concatenate([values for values, _ in parts])
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    saturated = [(row + i, n) for i, (_, (row, n)) in zip(starts, parts, strict=True)]
     numbers = _numbers(runs)
     coords = {
         "session": ("time", np.repeat([s for s, _ in numbers], counts)),
@@ -194,7 +206,7 @@ def read_timeseries(
         "seconds": ("time", np.concatenate([np.arange(n) * rates[0] for n in counts])),
     }
     subject = subject or entities(next(iter(runs[0].values()))).get("sub", "")
-    good, attrs = _judge(out, bad, np.zeros(out.shape[1], bool), grid, keep)
+    good, attrs = _judge(out, bad, saturated, grid, keep, coords["session"][1], coords["run"][1])
     ds = xr.Dataset(
         {"responses": (("time", "neuroid"), out[:, good] if not good.all() else out)},
         coords={**coords, "subject": subject, **grid.coords(keep, good)},
@@ -449,20 +461,23 @@ def read_glmsingle(
         factor = _factor(path, dtype, None, scale)
         table = _trial_table(trials, [{"": path}], [n], stimulus_column)
         out = np.empty((n, int(keep.sum())), dtype=np.float32)
-        saturated = np.zeros(out.shape[1], dtype=bool)
+        saturated = []
         step = max(1, int(2**28 // max(1, int(np.prod(spatial)) * dtype.itemsize)))
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             block = np.asarray(array[rows] if reverse else array[..., rows])
             block = block.T if reverse else block
             flat = block.reshape(-1, block.shape[-1])[pick] if listed else block[keep]
-            saturated |= _at_limit(flat, dtype)
+            row, neuroid = _at_limit(flat, dtype)
+            saturated.append((row + start, neuroid))
             out[rows] = flat.T * np.float32(factor)
     subject = subject or entities(path).get("sub") or _subject_of(path)
     if mask is None and n_vertices is None:
         silent = (np.nan_to_num(out) == 0).all(axis=0)
         keep[keep] = ~silent
-        out, saturated = out[:, ~silent], saturated[~silent]
+        place = np.cumsum(~silent) - 1
+        saturated = [(row[~silent[c]], place[c[~silent[c]]]) for row, c in saturated]
+        out = out[:, ~silent]
     return _finish(out, table, grid, keep, subject, bad, saturated, units)
 
 
@@ -951,10 +966,11 @@ def _finish(
     keep: NDArray[np.bool_],
     subject: str,
     bad: Bad,
-    saturated: NDArray[np.bool_],
+    saturated: list[Marks],
     units: str,
 ) -> xr.Dataset:
-    good, attrs = _judge(out, bad, saturated, grid, keep)
+    session, run = (table[c].to_numpy(np.int64) for c in ("session", "run"))
+    good, attrs = _judge(out, bad, saturated, grid, keep, session, run)
     ds = xr.Dataset(
         {"responses": (("presentation", "neuroid"), out if good.all() else out[:, good])},
         coords={**_presentation_coords(table, subject), **grid.coords(keep, good)},
@@ -975,28 +991,55 @@ def _presentation_coords(table: pd.DataFrame, subject: str) -> dict[str, Any]:
 
 
 def _judge(
-    out: NDArray, bad: Bad, saturated: NDArray[np.bool_], grid: _Grid, keep: NDArray[np.bool_]
+    out: NDArray,
+    bad: Bad,
+    marks: list[Marks],
+    grid: _Grid,
+    keep: NDArray[np.bool_],
+    session: NDArray[np.int64],
+    run: NDArray[np.int64],
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
     missing = ~np.isfinite(out).all(axis=0)
     constant = ~missing & (out.max(axis=0) == out.min(axis=0)) & (len(out) > 1)
+    row, neuroid = (np.concatenate([m[i] for m in marks]).astype(np.intp) for i in (0, 1))
+    saturated = np.zeros(out.shape[1], dtype=bool)
+    saturated[neuroid] = True
     faults = {
         "with NaN or infinite values": missing,
         "constant": constant,
         "stored at the limit of their integer type": saturated,
     }
     wrong = missing | constant | saturated
+    parts = [f"{int(v.sum())} {k}" for k, v in faults.items() if v.any()]
+    where = "".join(
+        f" {title} by run: {text}."
+        for title, text in (
+            ("Not finite", non_finite_by_run(out, session, run) if missing.any() else ""),
+            ("At the limit", marked_by_run(row, neuroid, session, run) if len(row) else ""),
+        )
+        if text
+    )
     if wrong.any() and bad == "raise":
-        parts = [f"{int(v.sum())} {k}" for k, v in faults.items() if v.any()]
         first = grid.coords(keep, wrong)["neuroid_id"][1][0]
         raise SchemaError(
-            f"Of {len(wrong)} neuroids, {' and '.join(parts)} (first: {first}).",
+            f"Of {len(wrong)} neuroids, {' and '.join(parts)} (first: {first}).{where}",
             "Pass bad='exclude' to leave them out, or a mask without them.",
         )
     if wrong.all():
-        raise SchemaError("No neuroid is left: all are constant or hold NaN.")
+        raise SchemaError(f"No neuroid is left: all are constant or hold NaN.{where}")
     if wrong.any():
-        logger.warning("Excluded %d of %d neuroids: %s.", wrong.sum(), len(wrong),
-                       ", ".join(f"{int(v.sum())} {k}" for k, v in faults.items()))  # fmt: skip
+        logger.warning("Excluded %d of %d neuroids: %s.%s",
+                       wrong.sum(), len(wrong), ", ".join(parts), where)  # fmt: skip
+    dead = constant_runs(out, session, run)
+    if dead:
+        raise SchemaError(
+            f"All volumes are the same in {len(dead)} of {len(set(zip(session, run, strict=True)))}"
+            f" runs: {', '.join(dead[:5])}{' ...' if len(dead) > 5 else ''}.",
+            "Leave these runs out: they were cut short or padded.",
+        )
+    still = constant_by_run(out, session, run)
+    if still:
+        logger.warning("Neuroids that are constant within a run: %s.", still)
     return ~wrong, {
         "excluded_nan": int(missing.sum()),
         "excluded_constant": int(constant.sum()),
@@ -1098,18 +1141,24 @@ def _factor(path: Path, dtype: np.dtype, slope: float | None, scale: float | Non
     return 1.0
 
 
-def _at_limit(flat: NDArray, dtype: np.dtype) -> NDArray[np.bool_]:
-    if dtype.kind not in "iu":
-        return np.zeros(len(flat), dtype=bool)
-    limits = np.iinfo(dtype)
-    low = flat == limits.min if limits.min < 0 else np.zeros(flat.shape, bool)
-    return (low | (flat == limits.max)).any(axis=1)
+def _at_limit(flat: NDArray, dtype: np.dtype, *, scaled: bool = False) -> Marks:
+    """Return volume and neuroid of the values (neuroid, volume) that stand at a limit of a type."""
+    volume, neuroid = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        for limit in {limits.min, limits.max} - {0}:
+            n, v = np.nonzero(flat == limit)
+            # Who writes with a scale of its own maps the largest value to the limit: one is there.
+            if len(n) > int(scaled):
+                volume.append(v)
+                neuroid.append(n)
+    return np.concatenate(volume), np.concatenate(neuroid)
 
 
 def _values(
     run: Mapping[str, Path], keep: NDArray[np.bool_], scale: float | None
-) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Return (volume, neuroid) values as float32, and which neuroids are saturated."""
+) -> tuple[NDArray, Marks]:
+    """Return (volume, neuroid) values as float32, and which are at the limit of their type."""
     if "" not in run:
         import nibabel as nib
 
@@ -1124,15 +1173,14 @@ def _values(
             raise SchemaError(f"The images have {len(data)} vertices, the mask {len(keep)}.")
         factor = _factor(next(iter(run.values())), data.dtype, None, scale)
         flat = data[keep]
-        full = _at_limit(flat, data.dtype) if scale is not None else np.zeros(len(flat), bool)
-        return flat.T.astype(np.float32) * np.float32(factor), full
+        return flat.T.astype(np.float32) * np.float32(factor), _at_limit(flat, data.dtype)
     image = _load(run[""])
     proxy = image.dataobj
     dtype = np.dtype(image.get_data_dtype())
     scaled = (float(proxy.slope), float(proxy.inter)) != (1.0, 0.0)
     factor = _factor(run[""], dtype, 1.0 if scaled else None, scale)
     raw = np.asarray(proxy.get_unscaled()).reshape(*keep.shape, -1)[keep]
-    full = _at_limit(raw, dtype)
+    full = _at_limit(raw, dtype, scaled=scaled)
     flat = raw.T.astype(np.float32)
     if scaled:
         flat = flat * np.float32(proxy.slope) + np.float32(proxy.inter)

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from brainalign.data.faults import constant_by_run, non_finite_by_run
 from brainalign.data.schema import validate
 from brainalign.data.splits import Split, by_stimulus, check_leak
 from brainalign.errors import ConfigError, SchemaError
@@ -140,7 +141,7 @@ def align(
     place = {s: i for i, s in enumerate(stimulus_id.tolist())}
     row_stimulus = np.array([place[s] for s in ids.tolist()], dtype=np.intp)
 
-    good, excluded = _check_neuroids(values, bad_neuroids, responses)
+    good, excluded = _check_neuroids(values, bad_neuroids, responses.isel(presentation=rows))
     values = values[:, good]
     neuroids = neuroid_coords(responses).isel(neuroid=good)
     count = np.array(list(repeat_counts(ids).values()))
@@ -337,23 +338,32 @@ def _check_neuroids(
     good = ~(broken | constant)
     excluded = {}
     names = responses["neuroid_id"].values.astype(str)
+    session, run = responses["session"].values, responses["run"].values
+    where = f" {non_finite_by_run(values, session, run)}." if broken.any() else ""
     for reason, bad in (("NaN or infinite", broken), ("constant", constant)):
         if bad.any():
             excluded[reason] = int(bad.sum())
+            runs = where if bad is broken else ""
             if bad_neuroids == "raise":
                 raise SchemaError(
                     f"{int(bad.sum())} of {len(bad)} neuroids are {reason}: "
-                    f"{_names(names[bad].tolist())}.",
+                    f"{_names(names[bad].tolist())}.{runs}",
                     'Leave them out with bad_neuroids="exclude".',
                 )
-            logger.warning("%d of %d neuroids are %s and left out.", bad.sum(), len(bad), reason)
+            logger.warning(
+                "%d of %d neuroids are %s and left out.%s", bad.sum(), len(bad), reason, runs
+            )
     if not good.any():
         rows = int((~finite.any(axis=1)).sum())
         hint = f" {rows} whole rows are NaN." if rows else ""
         raise SchemaError(
-            f"No neuroid is left: {', '.join(f'{n} {r}' for r, n in excluded.items())}.{hint}",
+            f"No neuroid is left: {', '.join(f'{n} {r}' for r, n in excluded.items())}.{hint}"
+            + where,
             "Remove bad presentations first." if rows else None,
         )
+    still = constant_by_run(values, session, run)
+    if still:
+        logger.warning("Neuroids that are constant within a run: %s.", still)
     return good, excluded
 
 

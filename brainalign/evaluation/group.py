@@ -88,8 +88,9 @@ def two_factor_variance(
     the variances of the mean that subjects, stimuli, and their interaction with the measurement
     noise bring. A bootstrap over subjects has A + C, one over stimuli B + C, one over both
     A + B + 3C, since it draws the noise of the cells with each factor and once more; the
-    combination above has A + B + C, which is what other subjects and stimuli would show. It is
-    held between the larger of the single-factor variances and that of both.
+    combination above has A + B + C, which is what other subjects and stimuli would show. The
+    interaction (the bracket) is not taken below 0, nor the result below what either factor alone
+    gives.
 
     Parameters
     ----------
@@ -107,12 +108,7 @@ def two_factor_variance(
     Schuett et al. (2023), eLife 12, e82566, eq. 7-9.
     """
     us, u, s = (np.asarray(v, dtype=np.float64) for v in (both, subjects, stimuli))
-    cu, cs = (np.asarray(n, dtype=np.float64) for n in (n_subjects, n_stimuli))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cu, cs = cu / (cu - 1), cs / (cs - 1)
-        value = cu * u + cs * s - cu * cs * (us - u - s)
-        least = np.maximum(cu * u, cs * s)
-    return np.asarray(np.maximum(np.minimum(value, us), least))
+    return _variance_parts(us, u, s, np.asarray(n_subjects), np.asarray(n_stimuli))[0]
 
 
 def two_factor_test(
@@ -120,10 +116,15 @@ def two_factor_test(
 ) -> GroupEstimate:
     r"""Mean over subjects, tested against 0 for new subjects and new stimuli.
 
-    .. math:: t = \bar x / \hat\sigma, \qquad \mathrm{dof} = \min(n_u, n_s) - 1
+    .. math:: t = \frac{\bar x}{\hat\sigma}, \qquad
+              \mathrm{dof} = \frac{(\hat\sigma_u^2 + \hat\sigma_b^2)^2}
+              {\hat\sigma_u^4 / (n_u - 1) + \hat\sigma_b^4 / (n_s - 1)}
 
-    with the variance of `two_factor_variance`. Only stimuli are drawn at random: given the samples
-    over stimuli, the variance that resampled subjects add is known exactly.
+    with :math:`\hat\sigma^2` from `two_factor_variance`; its parts are
+    :math:`\hat\sigma_u^2` (subjects and noise) and :math:`\hat\sigma_b^2` (the rest, common to all
+    subjects), whose degrees of freedom are weighted as Satterthwaite does: :math:`n_u - 1` where
+    subjects differ most. Only stimuli are drawn at random: given the samples over stimuli, the
+    variance that resampled subjects add is known exactly.
 
     Parameters
     ----------
@@ -144,7 +145,8 @@ def two_factor_test(
 
     References
     ----------
-    Schuett et al. (2023), eLife 12, e82566, eq. 7-9.
+    Schuett et al. (2023), eLife 12, e82566, eq. 7-9; Satterthwaite (1946), Biometrics Bulletin 2,
+    110-114.
     """
     x, drawn = np.asarray(values, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     if drawn.ndim != x.ndim + 1 or drawn.shape[1:] != x.shape or len(drawn) < 2:
@@ -172,12 +174,15 @@ def two_factor_test(
     by_subject = spread(np.where(present, x, 0.0), 0)
     by_stimulus = (weight * drawn).sum(axis=1).var(axis=0, ddof=1)
     both = by_stimulus + spread(drawn, 1).mean(axis=0)
-    variance = two_factor_variance(
-        both, by_subject, by_stimulus, n_subjects=np.maximum(n, 2), n_stimuli=n_stimuli
+    several = np.maximum(n, 2)
+    variance, part, rest = _variance_parts(
+        both, by_subject, by_stimulus, several, np.asarray(n_stimuli)
     )
     enough = n > 1
     se = np.where(enough, np.sqrt(variance), np.nan)
-    dof = np.where(enough, np.minimum(n, n_stimuli) - 1, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dof = (part + rest) ** 2 / (part**2 / (several - 1) + rest**2 / (n_stimuli - 1))
+    dof = np.where(enough, np.where(np.isfinite(dof), dof, several - 1), np.nan)
     half = se * stats.t.ppf((1 + level) / 2, dof)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(value == 0, 0.0, value / se)
@@ -513,6 +518,22 @@ def group_map(
             **({} if layer is None else {"layer": layer}),
         },
     )  # fmt: skip
+
+
+def _variance_parts(
+    both: NDArray[np.float64],
+    subjects: NDArray[np.float64],
+    stimuli: NDArray[np.float64],
+    n_subjects: NDArray[np.int64],
+    n_stimuli: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the corrected variance, its part of subjects and noise, and the rest of it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cu, cs = n_subjects / (n_subjects - 1), n_stimuli / (n_stimuli - 1)
+    interaction = np.maximum(both - subjects - stimuli, 0)
+    part = np.asarray(cu * subjects)
+    rest = np.maximum(cs * stimuli - cu * cs * interaction, 0)
+    return np.maximum(part + rest, cs * stimuli), part, rest
 
 
 def _level(level: float) -> None:
