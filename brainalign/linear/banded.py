@@ -40,6 +40,8 @@ Spaces = Sequence[Any] | Mapping[str, Any] | NDArray[Any] | None
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13}
 #: Relative residual at which a system is solved.
 RESIDUAL = {torch.float32: 1e-6, torch.float64: 1e-13}
+#: Share of a unit vector's square below which others span it.
+SPANNED = {torch.float32: 1e-5, torch.float64: 1e-12}
 #: Elements of targets and their products with X that are held at a time, over all folds.
 CHUNK_ELEMENTS = 2**28
 #: Largest change of a log penalty in the refinement: a factor of about 7.
@@ -603,9 +605,9 @@ def _solve(
 
 @dataclass(frozen=True)
 class _Small:
-    """One fold's solution of some targets as a function of eta, in few dimensions; float64."""
+    """One fold's solution of some targets as a function of eta, in few dimensions."""
 
-    span: Tensor  # (T, q, d), orthonormal rows
+    span: Tensor  # (T, q, d)
     constant: Tensor  # (T, q, q)
     parts: Tensor  # (T, n_spaces, q, q)
     rhs: Tensor  # (T, q)
@@ -630,40 +632,55 @@ def _shrink(
     alpha: Tensor, weight: Tensor, primal: bool,
 ) -> _Small:  # fmt: skip
     """Project on the solution at eta = 0 and its derivatives up to second order."""
-    inverse = (1 / (basis.values + alpha[:, None])).to(rotated.dtype)
-    base = rotated * inverse
-    first = [(base @ piece) * inverse for piece in pieces]
-    images = [[f @ piece for piece in pieces] for f in first]
+    inverse = (1 / (basis.values + alpha[:, None])).to(rotated.dtype)[:, None]
+    base = rotated[:, None] * inverse
+    first_images = _images(base, pieces)
+    first = torch.cat(first_images, dim=1) * inverse
+    second_images = _images(first, pieces)
     second = [
-        (images[r][s] + images[s][r]) * inverse for s in range(len(pieces)) for r in range(s + 1)
+        (second_images[s][:, r] + second_images[r][:, s])[:, None] * inverse
+        for s in range(len(pieces))
+        for r in range(s + 1)
     ]
-    vectors = torch.stack([base, *first, *second], dim=2)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    span = torch.linalg.qr(vectors.double())[0].transpose(1, 2).contiguous()
-    narrow = span.to(rotated.dtype)
-    b, q, d = span.shape
-    flat = narrow.reshape(b * q, d)
-
-    def small(matrix: Tensor) -> Tensor:
-        return torch.bmm((flat @ matrix).view(b, q, d).double(), span.transpose(1, 2))
-
-    parts = torch.stack([small(piece) for piece in pieces], dim=1)
-    if primal:
-        constant = torch.bmm(span * basis.values, span.transpose(1, 2))
-    else:
-        eye = torch.eye(q, dtype=torch.float64, device=span.device)
-        constant = alpha[:, None, None] * eye
-    predicted = torch.cat([(flat @ test.T).view(b, q, -1) for test in tests], dim=1).double()
+    last = torch.cat(second, dim=1)
+    vectors = torch.cat([base, first, last], dim=1)
+    images = [
+        torch.cat(parts, dim=1)
+        for parts in zip(first_images, second_images, _images(last, pieces), strict=True)
+    ]
+    # Orthonormal combinations of the vectors; those that the others span already become zero.
+    norm = vectors.norm(dim=2, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+    unit = vectors / norm
+    size, axes = torch.linalg.eigh(torch.bmm(unit, unit.transpose(1, 2)).double())
+    keep = size > SPANNED[vectors.dtype]
+    axes = axes * torch.where(keep, size.clamp(min=1e-300).rsqrt(), 0.0)[:, None]
+    combine = (axes / norm.double()).transpose(1, 2).to(vectors.dtype)
+    span = torch.bmm(combine, vectors)
+    parts = torch.stack(
+        [torch.bmm(torch.bmm(combine, i), span.transpose(1, 2)).double() for i in images], dim=1
+    )
+    scale = (basis.values if primal else alpha[:, None]).to(span.dtype)
+    constant = torch.bmm(span * scale[..., None, :], span.transpose(1, 2)).double()
+    dropped = torch.diag_embed((~keep).double())
+    predicted = torch.cat([_images(span, test.T[None])[0] for test in tests], dim=1)
+    held_out = own.test[t][:, :, None]
     return _Small(
         span,
-        constant,
+        (constant + constant.transpose(1, 2)) / 2 + dropped,
         (parts + parts.transpose(2, 3)) / 2,
-        torch.bmm(span, rotated.double()[:, :, None])[:, :, 0],
-        torch.bmm(predicted, predicted.transpose(1, 2)),
-        torch.bmm(predicted, own.test[t].double()[:, :, None])[:, :, 0],
+        torch.bmm(span, rotated[:, :, None])[:, :, 0].double(),
+        torch.bmm(predicted, predicted.transpose(1, 2)).double(),
+        torch.bmm(predicted, held_out)[:, :, 0].double(),
         own.square[t],
         weight,
     )
+
+
+def _images(vectors: Tensor, matrices: Tensor) -> list[Tensor]:
+    """Rows of `vectors` (T, q, d) times each matrix, as one product for all targets."""
+    b, q, d = vectors.shape
+    flat = vectors.reshape(b * q, d)
+    return [(flat @ matrix).view(b, q, -1) for matrix in matrices]
 
 
 def _newton(models: Sequence[_Small], alpha: Tensor, n_spaces: int, primal: bool) -> Tensor:
@@ -734,8 +751,8 @@ def _refine(
         inner, outer = _factors(moved, a, primal)
         errors = []
         for k, own in enumerate(targets):
-            small = models[k].solve(inner)
-            start = torch.bmm(small[:, None, :], models[k].span)[:, 0].to(rotated[k].dtype)
+            small = models[k].solve(inner).to(rotated[k].dtype)
+            start = torch.bmm(small[:, None, :], models[k].span)[:, 0]
             pieces, tests = parts[k]
             u = _solve(bases[k], pieces, rotated[k], a, moved, primal, start)
             predicted = torch.zeros_like(own.test[t])
