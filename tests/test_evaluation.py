@@ -28,11 +28,12 @@ from brainalign.evaluation import (
     permutation_p,
     permutation_test,
     r2,
+    significance,
     simulated_ceiling,
     split_half,
     undefined,
 )
-from brainalign.evaluation.significance import permutation_rows
+from brainalign.evaluation.significance import percentiles, permutation_rows
 
 
 @settings(max_examples=50, deadline=None)
@@ -181,6 +182,51 @@ def test_p_values_are_never_zero_and_uniform_under_the_null():
     assert abs((test.p <= 0.05).mean() - 0.05) < 0.015
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(12, 40),
+    t=st.integers(1, 9),
+    scheme=st.sampled_from(["stimuli", "circular", "block"]),
+    grouped=st.booleans(),
+    ties=st.booleans(),
+    single=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_permutations_in_batches_are_the_plain_loop(n, t, scheme, grouped, ties, single, seed):
+    rng = np.random.default_rng(seed)
+    y, p = rng.standard_normal((2, n, t))
+    if ties:  # Few values: permutations often give exactly the observed correlation.
+        y, p = np.sign(y), np.sign(p)
+        y[0], p[0], y[1:4], p[1:4] = 2, 2, -1, 1
+    if single:
+        y, p = y.astype(np.float32), p.astype(np.float32)
+    options = {"scheme": scheme, "block": 2, "groups": np.arange(n) % 2 if grouped else None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(significance, "_TARGETS_AT_ONCE", 4)
+        patch.setattr(significance, "_ROWS_AT_ONCE", 7)
+        patch.setattr(significance, "_GATHERED", {"cpu": 7 * 6})
+        got = permutation_test(y, p, n_permutations=30, seed=seed, device="cpu", **options)
+    a, b = (m.astype(np.float64) - m.mean(axis=0, dtype=np.float64) for m in (y, p))
+    a, b = a / np.linalg.norm(a, axis=0), b / np.linalg.norm(b, axis=0)
+    null = np.array(
+        [(a[order] * b).sum(axis=0) for order in permutation_rows(n, 30, seed=seed, **options)]
+    )
+    observed = pearson_r(y, p)
+    np.testing.assert_array_equal(got.p, permutation_p((null >= observed - 1e-12).sum(axis=0), 30))
+    np.testing.assert_allclose(got.null_max, null.max(axis=1), atol=1e-13)
+    np.testing.assert_array_equal(got.p_max, max_statistic_p(observed, null.max(axis=1)))
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    y = np.random.default_rng(0).standard_normal((10, 2))
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        permutation_test(y, y, device="cuda")
+    assert permutation_test(y, y, n_permutations=9, device="auto").p.shape == (2,)
+    with pytest.raises(ConfigError, match="needs at least 2 rows"):
+        permutation_test(np.ones((3, 1)), np.ones((3, 1)), groups=[0, 0, 1])
+
+
 @pytest.mark.parametrize("scheme", ["circular", "block"])
 def test_time_series_permutations_hold_where_free_exchange_does_not(scheme):
     rng = np.random.default_rng(7)
@@ -255,6 +301,34 @@ def test_weighted_bootstrap_of_r_is_that_of_resampled_rows():
     lonely = np.zeros((1, 15))
     lonely[0, 3] = 15
     assert np.isnan(bootstrap_r(y, p, lonely)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 40), st.integers(1, 12), st.integers(0, 2**31))
+def test_bootstrap_in_float32_is_that_in_float64(n, t, seed):
+    rng = np.random.default_rng(seed)
+    y = (rng.standard_normal((n, t)) + 100).astype(np.float32)
+    y[: n - 1, 0] = y[0, 0]  # Many samples are constant in this target, or all but.
+    p = (y + rng.standard_normal((n, t))).astype(np.float32)
+    counts = bootstrap_counts(n, 60, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(significance, "_TARGETS_AT_ONCE", 5)
+        short = bootstrap_r(y, p, counts, device="cpu")
+    exact = bootstrap_r(y.astype(np.float64), p.astype(np.float64), counts, device="cpu")
+    np.testing.assert_allclose(short, exact, atol=2e-5)
+    for row, c in zip(exact, counts, strict=True):
+        rows = np.repeat(np.arange(n), c.astype(int))
+        np.testing.assert_allclose(row, pearson_r(y[rows], p[rows]), atol=1e-6)
+
+
+def test_bootstrap_interval_covers_the_correlation():
+    rng = np.random.default_rng(14)
+    rho, n, t = 0.4, 80, 600
+    y = rng.standard_normal((n, t))
+    p = rho * y + np.sqrt(1 - rho**2) * rng.standard_normal((n, t))
+    low, high = percentiles(bootstrap_r(y, p, bootstrap_counts(n, 500, seed=0)), 0.95)
+    # The percentile interval of r is known to be a little narrow at this size.
+    assert 0.92 < np.mean((low <= rho) & (rho <= high)) < 0.97
 
 
 def test_bootstrap_interval_covers_the_mean():
