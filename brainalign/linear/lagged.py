@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from brainalign.errors import ConfigError
 from brainalign.evaluation.scores import pearson_r, r2
+from brainalign.linear.banded import Spaces, feature_spaces, sample_gammas
 from brainalign.linear.ridge import check_alphas, check_finite, warn_edges
 from brainalign.linear.solvers import choose_alpha, resolve_device
 
@@ -297,8 +298,8 @@ class LaggedRidge(BaseEstimator):
               + \alpha \sum_g \frac{1}{\gamma_g} \sum_{f \in g} \|w_f\|^2
 
     for each target, with one penalty :math:`\alpha` and weights :math:`\gamma_g` of feature
-    spaces (all 1 without `groups`). Sums run over the samples of all trials; a trial is continued
-    by zeros and never by its neighbour. What the data are scaled to is left to the caller.
+    spaces (one space with weight 1 by default). Sums run over the samples of all trials; a trial
+    is continued by zeros and never by its neighbour. Scaling the data is left to the caller.
 
     Parameters
     ----------
@@ -310,7 +311,7 @@ class LaggedRidge(BaseEstimator):
         Delays in seconds, instead of `tmin` and `tmax`; whole numbers of samples. A FIR model.
     alphas : float or sequence of float
         The grid, all above 0. One value is used as it is, without cross-validation unless several
-        `group_weights` are to be compared.
+        `gammas` are to be compared.
     cv : int, "trials", TimeBlocks, splitter or list of (train, test)
         How alphas are scored: K unshuffled folds over trials (over blocks of time, as
         ``TimeBlocks(K)``, if there is one trial), leave-one-trial-out, blocks of time within
@@ -322,15 +323,18 @@ class LaggedRidge(BaseEstimator):
         Fit an unpenalised intercept, inside each training fold too.
     alpha_per_target : bool
         If False, all targets share the alpha and weights with the best mean score.
-    groups : sequence, shape (n_features,), optional
-        The feature space of every feature, by name or number: banded ridge.
-    group_weights : array-like, shape (n_candidates, n_groups) or (n_groups,), optional
-        Weights :math:`\gamma` to compare, at least 0; spaces in sorted order of their names. By
-        default equal weights and `n_iter` - 1 random draws, uniform over weights that sum to 1.
+    spaces : sequence or dict, optional
+        Feature spaces for banded ridge, as in `BandedRidge`: one label per feature; or a list of
+        slices or of lists of indices; or a dict of these by name. None is one space.
+    gammas : array-like, shape (n_gammas, n_spaces) or (n_spaces,), optional
+        Candidate weights :math:`\gamma`, at least 0, in place of `n_iter`, `concentration` and
+        `seed`; a space with weight 0 is left out.
     n_iter : int
-        Number of candidates if `group_weights` is not given.
+        Number of candidate gammas, the first with equal weights.
+    concentration : float or sequence of float
+        Concentrations of the Dirichlet distributions that gammas are drawn from, in turn.
     seed : int
-        Of the draws.
+        Seed of the gammas.
     regularisation : {"ridge", "derivative"}
         "derivative" penalises differences between neighbouring delays,
         :math:`\sum_l (w_{f,l+1} - w_{fl})^2`, in place of :math:`\|w_f\|^2`.
@@ -356,10 +360,12 @@ class LaggedRidge(BaseEstimator):
         best weights for each alpha. Absent if nothing was to be chosen.
     best_score_ : ndarray, shape (n_targets,)
         At the chosen alpha. It took part in the choice.
-    groups_ : list
-        Names of the feature spaces in the order of the weights; absent without `groups`.
-    group_weights_ : ndarray, shape (n_targets, n_groups)
-        The chosen weights; absent without `groups`.
+    alphas_ : ndarray, shape (n_spaces, n_targets)
+        The penalty of each space, alpha / gamma; infinite where gamma is 0.
+    gammas_ : ndarray, shape (n_gammas, n_spaces)
+        The candidates.
+    spaces_ : dict of str to ndarray of int
+        Features of each space, by name.
 
     References
     ----------
@@ -379,9 +385,10 @@ class LaggedRidge(BaseEstimator):
         direction: str = "forward",
         fit_intercept: bool = True,
         alpha_per_target: bool = True,
-        groups: Sequence[Any] | None = None,
-        group_weights: ArrayLike | None = None,
+        spaces: Spaces = None,
+        gammas: ArrayLike | None = None,
         n_iter: int = 20,
+        concentration: float | Sequence[float] = (0.1, 1.0),
         seed: int = 0,
         regularisation: str = "ridge",
         metric: str = "r2",
@@ -397,9 +404,10 @@ class LaggedRidge(BaseEstimator):
         self.direction = direction
         self.fit_intercept = fit_intercept
         self.alpha_per_target = alpha_per_target
-        self.groups = groups
-        self.group_weights = group_weights
+        self.spaces = spaces
+        self.gammas = gammas
         self.n_iter = n_iter
+        self.concentration = concentration
         self.seed = seed
         self.regularisation = regularisation
         self.metric = metric
@@ -475,9 +483,9 @@ class LaggedRidge(BaseEstimator):
         self.coef_ = coef.view(n_targets, p, n_lags).to(Xt[0].dtype).cpu().numpy()
         self.intercept_ = intercept.to(Xt[0].dtype).cpu().numpy()
         self.alpha_ = grid[place].cpu().numpy()
-        if self.groups is not None:
-            self.groups_ = np.unique(np.asarray(self.groups)).tolist()
-            self.group_weights_ = weights[candidate.cpu().numpy()]
+        self.gammas_ = weights
+        with np.errstate(divide="ignore"):
+            self.alphas_ = self.alpha_ / weights[candidate.cpu().numpy()].T
         self.lags_ = lags
         self.times_ = lags / float(self.sampling_rate or 1)
         self.n_features_in_ = p
@@ -597,37 +605,24 @@ class LaggedRidge(BaseEstimator):
         return [a.astype(known[self.dtype], copy=False) for a in arrays], known[self.dtype]
 
     def _candidates(self, p: int) -> tuple[Tensor, NDArray[np.float64]]:
-        """Group of every feature, and weights (n_candidates, n_groups)."""
-        if self.groups is None:
-            if self.group_weights is not None:
-                raise ConfigError("group_weights are given, but groups is not.")
-            return torch.zeros(p, dtype=torch.int64), np.ones((1, 1))
-        labels = np.asarray(self.groups)
-        if labels.shape != (p,):
-            raise ConfigError(
-                f"groups has shape {labels.shape}; expected one entry for each of the {p} features."
+        """Place of every feature's space, and weights of the spaces (n_candidates, n_spaces)."""
+        self.spaces_ = feature_spaces(self.spaces, p)
+        n = len(self.spaces_)
+        place = torch.empty(p, dtype=torch.int64)
+        for i, features in enumerate(self.spaces_.values()):
+            place[torch.as_tensor(features)] = i
+        if self.gammas is None:
+            return place, sample_gammas(
+                self.n_iter, n, concentration=self.concentration, seed=self.seed
             )
-        names, place = np.unique(labels, return_inverse=True)
-        if self.group_weights is None:
-            rng = np.random.default_rng(self.seed)
-            drawn = rng.dirichlet(np.ones(len(names)), size=max(0, self.n_iter - 1))
-            weights = np.concatenate([np.full((1, len(names)), 1 / len(names)), drawn])
-        else:
-            weights = np.atleast_2d(np.asarray(self.group_weights, dtype=np.float64))
-            if (
-                weights.ndim != 2
-                or weights.shape[1] != len(names)
-                or not (
-                    np.isfinite(weights).all()
-                    and (weights >= 0).all()
-                    and weights.any(axis=1).all()
-                )
-            ):
-                raise ConfigError(
-                    f"group_weights has shape {weights.shape}; expected (candidates, {len(names)}) "
-                    f"finite values, at least 0 and not all 0, for the spaces {names.tolist()}."
-                )
-        return torch.as_tensor(place), weights
+        weights = np.atleast_2d(np.asarray(self.gammas, dtype=np.float64))
+        usable = np.isfinite(weights).all() and (weights >= 0).all() and weights.any(axis=1).all()
+        if weights.ndim != 2 or weights.shape[1] != n or not usable:
+            raise ConfigError(
+                f"gammas has shape {weights.shape}; expected (candidates, {n}) finite values, at "
+                f"least 0 and not all 0, for the spaces {list(self.spaces_)}."
+            )
+        return place, weights
 
     def _roles(self, lengths: list[int], span: int) -> list[list[NDArray[np.int8]]]:
         """Tell what every sample of every trial is in each fold."""
@@ -1112,9 +1107,9 @@ def _gram(ranges: Sequence[tuple[Tensor, int, int]], lags: NDArray[np.int64]) ->
     ends = ends.view(n_lags, p, n_lags, p)
     out = torch.empty((n_lags, p, n_lags, p), dtype=torch.float64, device=row.device)
     out[0] = row.view(p, n_lags, p).permute(2, 1, 0)
+    out[1:, :, 0] = out[0, :, 1:].permute(1, 2, 0)
     for i in range(n_lags - 1):
-        out[i + 1 :, :, i] = out[i, :, i + 1 :].permute(1, 2, 0)
-        out[i + 1, :, i + 1 :] = out[i, :, i:-1] + ends[i, :, i:-1]
+        torch.add(out[i, :, :-1], ends[i, :, :-1], out=out[i + 1, :, 1:])
     if len(lags) < n_lags:
         keep = torch.as_tensor((lags - lags[0]) // step, device=out.device)
         out = out[keep][:, :, keep]
