@@ -10,6 +10,7 @@ from brainalign.encoding.encode import (
     write_result,
 )
 from brainalign.encoding.model import fit_encoder, predict
+from brainalign.encoding.partition import partition_variance
 from brainalign.encoding.selection import check_double_dipping, select, selections
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "fit_encoder",
     "layer_roi",
     "make_splits",
+    "partition_variance",
     "predict",
     "read_result",
     "roi_members",

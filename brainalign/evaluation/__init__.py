@@ -8,7 +8,8 @@ from brainalign.evaluation.ceilings import (
     simulated_ceiling,
     split_half,
 )
-from brainalign.evaluation.cka import linear_cka
+from brainalign.evaluation.cka import gram, linear_cka, resampled_cka
+from brainalign.evaluation.layer_roi import layer_roi_cka, layer_roi_rsa
 from brainalign.evaluation.group import (
     GroupEstimate,
     SignFlipTest,
@@ -17,6 +18,12 @@ from brainalign.evaluation.group import (
     sign_flip_test,
     two_factor_test,
     two_factor_variance,
+)
+from brainalign.evaluation.partition import (
+    product_measure,
+    subsets,
+    unique_variance,
+    variance_partition,
 )
 from brainalign.evaluation.scores import pearson_r, r2, undefined
 from brainalign.evaluation.significance import (
@@ -39,6 +46,9 @@ __all__ = [
     "bootstrap_r",
     "compare_over_subjects",
     "fdr",
+    "gram",
+    "layer_roi_cka",
+    "layer_roi_rsa",
     "group_map",
     "leave_one_subject_out",
     "linear_cka",
@@ -49,11 +59,16 @@ __all__ = [
     "pearson_r",
     "permutation_p",
     "permutation_test",
+    "product_measure",
     "r2",
+    "resampled_cka",
     "sign_flip_test",
     "simulated_ceiling",
     "split_half",
+    "subsets",
     "two_factor_test",
     "two_factor_variance",
     "undefined",
+    "unique_variance",
+    "variance_partition",
 ]

@@ -22,7 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from brainalign.errors import ConfigError, UnknownNameError, near
-from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, check_finite, warn_edges
+from brainalign.linear.ridge import (
+    DEFAULT_ALPHAS,
+    check_alphas,
+    check_finite,
+    check_folds,
+    warn_edges,
+)
 from brainalign.linear.solvers import resolve_device, split_indices, target_batches
 
 __all__ = [
@@ -857,7 +863,7 @@ def _rounded(gammas: Tensor) -> Tensor:
     return torch.round(gammas, decimals=12)
 
 
-class _Banded(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class SpacesEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """What estimators over feature spaces share: reading data and predicting space by space."""
 
     spaces: Spaces
@@ -947,16 +953,11 @@ def make_splits(
             f"cv is {cv!r}; expected a number of folds, a splitter or a list of (train, test)."
         )
     splitter = check_cv(cv)
-    n_splits = splitter.get_n_splits(X, y, groups)
-    if isinstance(cv, int) and len(X) < 2 * n_splits:
-        raise ConfigError(
-            f"n_samples={len(X)} is too few for cv={n_splits}: every fold needs at least two.",
-            "Use fewer folds.",
-        )
+    check_folds(len(X), splitter.get_n_splits(X, y, groups) if isinstance(cv, int) else 1)
     return list(splitter.split(X, y, groups))
 
 
-class BandedRidge(_Banded):
+class BandedRidge(SpacesEstimator):
     r"""Ridge regression that chooses one penalty per feature space and target.
 
     .. math:: \min_{w, b} \|y_t - \sum_s X_s w_{st} - b_t\|^2
