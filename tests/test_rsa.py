@@ -145,18 +145,18 @@ def test_presentations_are_averaged_and_crossnobis_is_unbiased():
 def test_dual_bootstrap_has_the_variance_of_rsatoolbox():
     from rsatoolbox.util.inference_util import extract_variances
 
-    from brainalign.evaluation.rsa import _corrected
+    from brainalign.evaluation.rsa import corrected_variance
 
     rng = np.random.default_rng(1)
     draws = rng.standard_normal((3, 50, 4)) * np.array([2.0, 1.0, 0.7])[:, None, None]
     covariance = np.stack([np.cov(d.T) for d in draws])
     model, diff, _ = extract_variances(covariance, False, n_rdm=5, n_pattern=20)
-    np.testing.assert_allclose(_corrected(draws.var(axis=1, ddof=1), (5, 20)), model)
+    np.testing.assert_allclose(corrected_variance(draws.var(axis=1, ddof=1), (5, 20)), model)
     pairs = draws[..., :, None] - draws[..., None, :]
-    upper = _corrected(pairs.var(axis=1, ddof=1), (5, 20))[np.triu_indices(4, 1)]
+    upper = corrected_variance(pairs.var(axis=1, ddof=1), (5, 20))[np.triu_indices(4, 1)]
     np.testing.assert_allclose(upper, diff)
     one, _, _ = extract_variances(covariance[2], False, n_pattern=20)
-    np.testing.assert_allclose(_corrected(draws[2:].var(axis=1, ddof=1), (20,)), one)
+    np.testing.assert_allclose(corrected_variance(draws[2:].var(axis=1, ddof=1), (20,)), one)
 
 
 def test_standard_error_is_that_of_new_stimuli():

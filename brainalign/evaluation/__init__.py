@@ -9,7 +9,6 @@ from brainalign.evaluation.ceilings import (
     split_half,
 )
 from brainalign.evaluation.cka import gram, linear_cka, resampled_cka
-from brainalign.evaluation.layer_roi import layer_roi_cka, layer_roi_rsa
 from brainalign.evaluation.group import (
     GroupEstimate,
     SignFlipTest,
@@ -19,6 +18,7 @@ from brainalign.evaluation.group import (
     two_factor_test,
     two_factor_variance,
 )
+from brainalign.evaluation.layer_roi import layer_roi_cka, layer_roi_rsa
 from brainalign.evaluation.partition import (
     product_measure,
     subsets,
@@ -47,9 +47,9 @@ __all__ = [
     "compare_over_subjects",
     "fdr",
     "gram",
+    "group_map",
     "layer_roi_cka",
     "layer_roi_rsa",
-    "group_map",
     "leave_one_subject_out",
     "linear_cka",
     "max_statistic_p",

@@ -32,7 +32,7 @@ COMPARISONS = (
 )  # fmt: skip
 
 #: Bytes of the largest temporary array.
-_BYTES = 2**26
+_BYTES = 2**24
 #: RDMs of either side whose ranks are held at a time.
 _RDMS = 64
 #: Fewest distinct stimuli for a sample to count.
@@ -156,7 +156,7 @@ def _blocks(n: int, size: int) -> list[slice]:
     return [slice(k, min(k + size, n)) for k in range(0, n, size)]
 
 
-def _samples(n_samples: int, row_bytes: int) -> list[slice]:
+def sample_blocks(n_samples: int, row_bytes: int) -> list[slice]:
     return _blocks(n_samples, max(1, _BYTES // max(row_bytes, 1)))
 
 
@@ -175,7 +175,7 @@ def _scaled(x: Tensor, centred: bool) -> Tensor:
     return x / torch.where(scale > 0, scale, 1.0)
 
 
-def _products(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def weighted_products(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Weighted sums of products of every x with every y: (b, m, d)."""
     out = w.new_empty(len(w), len(x), len(y))
     for rows in _blocks(len(x), max(1, min(256, _BYTES // (8 * x.shape[1])) // len(y))):
@@ -187,10 +187,10 @@ def _products(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _moments(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, *, centred: bool) -> Tensor:
     x, y = _scaled(x, centred), _scaled(y, centred)
     parts = []
-    for rows in _samples(len(c), 8 * x.shape[1]):
+    for rows in sample_blocks(len(c), 8 * x.shape[1]):
         w = c[rows][:, i] * c[rows][:, j]
         w /= w.sum(dim=1, keepdim=True).clamp_min(1)
-        cross, xx, yy = _products(w, x, y), w @ (x * x).T, w @ (y * y).T
+        cross, xx, yy = weighted_products(w, x, y), w @ (x * x).T, w @ (y * y).T
         if centred:
             mx, my = w @ x.T, w @ y.T
             cross -= mx[:, :, None] * my[:, None, :]
@@ -202,7 +202,7 @@ def _moments(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, *, centred: 
 def _ranked(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, *, ties: bool) -> Tensor:
     first, second = ([_group_bounds(v) for v in side] for side in (x, y))
     parts = []
-    for rows in _samples(len(c), 8 * x.shape[1] * (len(x) + len(y) + 4)):
+    for rows in sample_blocks(len(c), 8 * x.shape[1] * (len(x) + len(y) + 4)):
         w = c[rows][:, i] * c[rows][:, j]
         total = w.sum(dim=1, keepdim=True)
         left = torch.stack([_midranks(w, total, *bounds) for bounds in first], dim=1)
@@ -242,12 +242,12 @@ def _whitened(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, *, centred:
     present = c.new_zeros(n, n)
     present[i, j] = present[j, i] = 1
     parts = []
-    for rows in _samples(len(c), 8 * max(x.shape[1], n * n, n * (len(x) + len(y)))):
+    for rows in sample_blocks(len(c), 8 * max(x.shape[1], n * n, n * (len(x) + len(y)))):
         k = c[rows]
         w = k[:, i] * k[:, j]
         total = w.sum(dim=1, keepdim=True).clamp_min(1)
         others = k @ present
-        cross, xx, yy = _products(w, x, y), w @ (x * x).T, w @ (y * y).T
+        cross, xx, yy = weighted_products(w, x, y), w @ (x * x).T, w @ (y * y).T
         sums = [_row_sums(side, k, i, j) for side in (x, y)]
         if centred:
             means = [w @ side.T / total for side in (x, y)]
@@ -278,7 +278,7 @@ def _row_sums(x: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
 def _kendall(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, *, ties: bool) -> Tensor:
     parts = []
     xs, ys = ([v.unique(return_inverse=True)[1] for v in side] for side in (x, y))
-    for rows in _samples(len(c), 4 * x.shape[1]):
+    for rows in sample_blocks(len(c), 4 * x.shape[1]):
         # Pairs by samples: rows are gathered whole. Sums of weights are exact up to 2**24.
         k = c[rows].T.float()
         w = k[i] * k[j]

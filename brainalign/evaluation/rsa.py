@@ -17,6 +17,7 @@ from scipy import stats
 
 from brainalign.data.schema import validate
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+from brainalign.evaluation.cka import gram
 from brainalign.evaluation.rdm_bootstrap import (
     check_comparison,
     draw_samples,
@@ -29,6 +30,7 @@ __all__ = [
     "average_rdms",
     "choose_layer_rsa",
     "compare_rdms",
+    "dissimilarity",
     "evaluate_rdms",
     "rdm",
     "rdm_noise_ceiling",
@@ -121,9 +123,6 @@ def rdm(
     UnknownNameError
         For an unknown measure or stimulus.
     """
-    from rsatoolbox.data import Dataset
-    from rsatoolbox.rdm import calc_rdm
-
     if measure not in MEASURES:
         raise UnknownNameError(
             f"There is no measure {measure!r}.{near(measure, MEASURES)}",
@@ -144,20 +143,64 @@ def rdm(
     place = {s: i for i, s in enumerate(wanted)}
     keep = np.array([s in place for s in ids])
     order = np.array([place[s] for s, k in zip(ids, keep, strict=True) if k])
-    descriptors: dict[str, Any] = {"stimulus": order}
-    options: dict[str, Any] = {}
-    if measure in ("mahalanobis", "crossnobis"):
-        options["noise"] = None if noise_precision is None else np.asarray(noise_precision)
+    values = values[keep]
     if measure == "crossnobis":
         if folds is None:
             raise SchemaError(f"'crossnobis' needs the coordinate {fold!r} on the presentations.")
-        descriptors["fold"] = folds[keep]
-        options["cv_descriptor"] = "fold"
-    data = Dataset(values[keep], obs_descriptors=descriptors)
-    made: Any = calc_rdm(data, method=measure, descriptor="stimulus", **options)
-    matrix = made.get_matrices()
-    np.fill_diagonal(matrix[0], 0)
-    return rdms_dataset(matrix, [name or label], wanted, measure=measure)
+        matrix = _crossnobis(values, order, folds[keep], noise_precision)
+    else:
+        means = np.zeros((len(wanted), values.shape[1]))
+        np.add.at(means, order, values)
+        means /= np.bincount(order)[:, None]
+        if measure == "mahalanobis" and noise_precision is not None:
+            means = means @ np.linalg.cholesky(np.asarray(noise_precision, dtype=np.float64))
+        matrix = dissimilarity(means, measure=measure)
+    return rdms_dataset(matrix[None], [name or label], wanted, measure=measure)
+
+
+def dissimilarity(X: NDArray | xr.DataArray, *, measure: str) -> NDArray[np.float64]:
+    """Dissimilarity of every pair of rows, from one Gram matrix.
+
+    Parameters
+    ----------
+    X : array or DataArray, shape (n_stimuli, n_channels)
+        One pattern per stimulus; may be opened lazily.
+    measure : str
+        "correlation": ``1 - r``; any other: mean squared difference over channels.
+
+    Returns
+    -------
+    ndarray, shape (n_stimuli, n_stimuli)
+        NaN where a pattern is constant under "correlation".
+    """
+    G = gram(X, centre="rows" if measure == "correlation" else "columns")
+    norm = np.diag(G)
+    if measure == "correlation":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            matrix = 1 - G / np.sqrt(norm[:, None] * norm[None, :])
+    else:
+        matrix = np.maximum(norm[:, None] + norm[None, :] - 2 * G, 0) / X.shape[1]
+    np.fill_diagonal(matrix, 0)
+    return matrix
+
+
+def _crossnobis(
+    values: NDArray[np.float64],
+    order: NDArray[np.intp],
+    folds: NDArray[Any],
+    noise_precision: ArrayLike | None,
+) -> NDArray[np.float64]:
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.rdm import calc_rdm
+
+    data = Dataset(values, obs_descriptors={"stimulus": order, "fold": folds})
+    noise = None if noise_precision is None else np.asarray(noise_precision)
+    made: Any = calc_rdm(
+        data, method="crossnobis", descriptor="stimulus", cv_descriptor="fold", noise=noise
+    )
+    matrix = np.asarray(made.get_matrices()[0], dtype=np.float64)
+    np.fill_diagonal(matrix, 0)
+    return matrix
 
 
 def stack_rdms(rdms: Mapping[str, xr.Dataset] | Sequence[xr.Dataset]) -> xr.Dataset:
@@ -349,11 +392,11 @@ def evaluate_rdms(
     sizes = {"both": (n_subjects, n), "subjects": (n_subjects,), "stimuli": (n,)}[over]
     dof = min(sizes) - 1
     value = similarity.values.mean(axis=1)
-    se = np.sqrt(_corrected(samples.var(axis=1, ddof=1), sizes))
+    se = np.sqrt(corrected_variance(samples.var(axis=1, ddof=1), sizes))
     half = se * stats.t.ppf((1 + level) / 2, dof)
     difference = value[:, None] - value[None, :]
     pairs = samples[..., :, None] - samples[..., None, :]
-    spread = np.sqrt(_corrected(pairs.var(axis=1, ddof=1), sizes))
+    spread = np.sqrt(corrected_variance(pairs.var(axis=1, ddof=1), sizes))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * stats.t.sf(np.abs(value / se), dof)
         p_difference = 2 * stats.t.sf(np.abs(difference / spread), dof)
@@ -409,7 +452,7 @@ def _compare(a: NDArray[np.float64], b: NDArray[np.float64], method: str) -> NDA
     return np.asarray(similarity(a, b, method))
 
 
-def _corrected(variances: NDArray[np.float64], n: Sequence[int]) -> NDArray[np.float64]:
+def corrected_variance(variances: NDArray[np.float64], n: Sequence[int]) -> NDArray[np.float64]:
     """Return the sampling variance from bootstraps over one factor, or (both, subjects, stimuli).
 
     A bootstrap over both factors counts the noise twice; the correction is bounded below by what
