@@ -1,0 +1,172 @@
+"""Ridge from disk to disk: equal to the estimator, within its memory, going on where it stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from brainalign.data.store import read
+from brainalign.errors import ConfigError
+from brainalign.linear import Ridge, ridge_to_store, streaming
+
+torch.set_num_threads(1)
+ALPHAS = np.logspace(0, 4, 9)
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((90, 20)).astype(np.float32)
+    W = rng.standard_normal((20, 300)) * np.logspace(-1.5, 0, 300)
+    Y = (X @ W + rng.standard_normal((90, 300)) + 5).astype(np.float32)
+    return X, Y
+
+
+def on_disk(kind, Y, tmp_path):
+    if kind == "ndarray":
+        return Y
+    if kind == "memmap":
+        made = np.memmap(tmp_path / "Y.dat", dtype=Y.dtype, mode="w+", shape=Y.shape)
+        made[:] = Y
+        made.flush()
+        return np.memmap(tmp_path / "Y.dat", dtype=Y.dtype, mode="r", shape=Y.shape)
+    made = zarr.create_array(tmp_path / "Y.zarr", shape=Y.shape, chunks=(len(Y), 64), dtype="f4")
+    made[:] = Y
+    return made
+
+
+@pytest.mark.parametrize("kind", ["ndarray", "memmap", "zarr"])
+@pytest.mark.parametrize("cv", [3, "gcv", "loo"])
+def test_equals_the_estimator(problem, kind, cv, tmp_path, monkeypatch):
+    X, Y = problem
+    monkeypatch.setattr(streaming, "UNCHUNKED", 64)
+    monkeypatch.setattr(streaming, "MOST_TARGETS", 128)
+    test = np.arange(5, 90, 9)
+    train = np.setdiff1d(np.arange(90), test)
+    out = ridge_to_store(
+        X, on_disk(kind, Y, tmp_path), tmp_path / "fit.zarr", alphas=ALPHAS, cv=cv, test_rows=test
+    )
+    made = read(out)
+    ours = Ridge(ALPHAS, cv=cv).fit(X[train], Y[train])
+    np.testing.assert_allclose(made["weights"], ours.coef_, atol=1e-5)
+    np.testing.assert_allclose(made["intercept"], ours.intercept_, atol=1e-5)
+    np.testing.assert_allclose(made["alpha"], ours.alpha_)
+    np.testing.assert_allclose(made["score"], ours.best_score_, atol=1e-5)
+    predicted = ours.predict(X[test])
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(Y[test].T, predicted.T, strict=True)]
+    np.testing.assert_allclose(made["r"], r, atol=1e-4)
+    assert not (tmp_path / "fit.zarr.partial").exists()
+    with pytest.raises(FileExistsError):
+        ridge_to_store(X, Y, out, alphas=ALPHAS)
+
+
+class Counting:
+    """A zarr array that notes which columns are read, and stops the run at one of them."""
+
+    def __init__(self, array, stop_at=None):
+        self.array, self.read, self.stop_at = array, [], stop_at
+        self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
+
+    def __getitem__(self, key):
+        if self.stop_at is not None and key[1].start >= self.stop_at:
+            raise OSError("the disk went away")
+        self.read.append((key[1].start, key[1].stop))
+        return self.array[key]
+
+
+def test_each_column_is_read_once_and_a_stopped_run_goes_on(problem, tmp_path, monkeypatch):
+    X, Y = problem
+    monkeypatch.setattr(streaming, "MOST_TARGETS", 64)
+    array = on_disk("zarr", Y, tmp_path)
+    out = tmp_path / "fit.zarr"
+    broken = Counting(array, stop_at=192)
+    with pytest.raises(OSError, match="went away"):
+        ridge_to_store(X, broken, out, alphas=ALPHAS, cv="gcv")
+    assert not out.exists()
+    done = len(list((tmp_path / "fit.zarr.partial" / "done").iterdir()))
+    assert 1 <= done <= 3
+    with pytest.raises(ConfigError, match="other data or settings"):
+        ridge_to_store(X, array, out, alphas=ALPHAS[:4], cv="gcv")
+    whole = Counting(array)
+    ridge_to_store(X, whole, out, alphas=ALPHAS, cv="gcv")
+    starts = [a for a, _ in whole.read]
+    assert starts == list(range(64 * done, 300, 64))
+    assert all(a % 64 == 0 for a in starts)
+    ours = Ridge(ALPHAS, cv="gcv").fit(X, Y)
+    np.testing.assert_allclose(read(out)["weights"], ours.coef_, atol=1e-5)
+
+
+def test_targets_without_a_fit_are_nan_and_counted(problem, tmp_path, caplog):
+    X, Y = problem
+    Y[3, 7], Y[:, 9] = np.nan, 2.0
+    with caplog.at_level("WARNING"):
+        made = read(ridge_to_store(X, Y, tmp_path / "fit.zarr", alphas=ALPHAS, cv=3))
+    assert "2 of 300 targets" in caplog.text
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(made["alpha"])), [7, 9])
+    assert made.attrs["targets_without_fit"] == 2
+    good = np.setdiff1d(np.arange(300), [7, 9])
+    ours = Ridge(ALPHAS, cv=3).fit(X, Y[:, good])
+    np.testing.assert_allclose(made["weights"][good], ours.coef_, atol=1e-5)
+
+
+def test_errors_come_before_the_work(problem, tmp_path):
+    X, Y = problem
+    out = tmp_path / "fit.zarr"
+    with pytest.raises(ConfigError, match="need about"):
+        ridge_to_store(X, Y, out, alphas=ALPHAS, memory_gib=0.01)
+    with pytest.raises(ConfigError, match="same samples"):
+        ridge_to_store(X[:-1], Y, out, alphas=ALPHAS)
+    with pytest.raises(ConfigError, match="NaN"):
+        ridge_to_store(np.where(X > 2, np.nan, X), Y, out, alphas=ALPHAS)
+    with pytest.raises(ConfigError, match="too few for cv=60"):
+        ridge_to_store(X, Y, out, alphas=ALPHAS, cv=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_limit_is_kept(tmp_path):
+    """600 MB of targets pass through a process that may hold 1.1 GiB, its libraries included."""
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        import numpy as np, torch, zarr
+        torch.set_num_threads(1)
+        from brainalign.linear import ridge_to_store
+        n, t, w = 1500, 100_000, 2000
+        Y = zarr.create_array(sys.argv[1] + "/Y.zarr", shape=(n, t), chunks=(n, w), dtype="f4",
+                              compressors=None)
+        rng = np.random.default_rng(0)
+        block = rng.standard_normal((n, w), dtype=np.float32)
+        for start in range(0, t, w):
+            Y[:, start : start + w] = block
+        X = rng.standard_normal((n, 40), dtype=np.float32)
+        ridge_to_store(X, Y, sys.argv[1] + "/fit.zarr", alphas=[1.0, 100.0], cv="gcv",
+                       memory_gib=float(sys.argv[2]))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        """
+    )
+    limit = 1126 * 2**20
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), str(limit / 2**30)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout.split()[-1]) * unit < limit
+
+
+def test_two_devices_share_the_targets(problem, tmp_path, monkeypatch):
+    X, Y = problem
+    monkeypatch.setattr(streaming, "UNCHUNKED", 32)
+    monkeypatch.setattr(streaming, "MOST_TARGETS", 32)
+    made = read(
+        ridge_to_store(X, Y, tmp_path / "fit.zarr", alphas=ALPHAS, cv=3, device=["cpu", "cpu"])
+    )
+    ours = Ridge(ALPHAS, cv=3).fit(X, Y)
+    np.testing.assert_allclose(made["weights"], ours.coef_, atol=1e-5)
+    np.testing.assert_allclose(made["alpha"], ours.alpha_)
