@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,8 +106,13 @@ def _constant(x: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _pair(
     measured: ArrayLike, predicted: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    y = np.asarray(measured, dtype=np.float64)
-    p = np.asarray(predicted, dtype=np.float64)
+    y, p = same_targets(measured, predicted)
+    return y.astype(np.float64, copy=False), p.astype(np.float64, copy=False)
+
+
+def same_targets(measured: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return both as (n_samples, n_targets), in the type they have, or raise if they differ."""
+    y, p = np.asarray(measured), np.asarray(predicted)
     if y.shape != p.shape or y.ndim not in (1, 2):
         raise SchemaError(
             f"measured has shape {y.shape} and predicted {p.shape}; expected the same "
@@ -118,9 +124,14 @@ def _pair(
 
 
 def _mask(value: NDArray[np.float64], bad: NDArray[np.bool_], name: str) -> NDArray[np.float64]:
+    log_undefined(bad, name)
+    return np.where(bad, np.nan, value)
+
+
+def log_undefined(bad: NDArray[np.bool_], name: str) -> None:
+    """Warn of targets that have no score, with their number."""
     if bad.any():
         logger.warning(
             "%s is undefined (NaN) for %d of %d targets: constant or not finite.",
             name, int(bad.sum()), len(bad),
         )  # fmt: skip
-    return np.where(bad, np.nan, value)

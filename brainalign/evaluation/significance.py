@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control
 from tqdm.auto import tqdm
 
 from brainalign.errors import ConfigError
-from brainalign.evaluation.scores import pearson_r
+from brainalign.evaluation.scores import log_undefined, same_targets, undefined
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ __all__ = [
     "permutation_test",
 ]
 
-_TARGETS_AT_ONCE = 8192
+_TARGETS_AT_ONCE = 2048
 _ROWS_AT_ONCE = 1024
 # Values of a gathered block: what stays in a core's cache, and what fills a GPU.
 _GATHERED = {"cpu": 2**19, "cuda": 2**26}
@@ -178,40 +178,45 @@ def permutation_test(
         NaN for targets without a correlation.
     """
     where = torch_device(device)
-    y, p = np.asarray(measured), np.asarray(predicted)
-    r = pearson_r(y, p)
-    y, p = y.reshape(len(y), -1), p.reshape(len(p), -1)
-    defined = np.flatnonzero(np.isfinite(r))
-    hits = np.zeros(len(defined))
+    y, p = same_targets(measured, predicted)
+    n, t = y.shape
+    r, values = np.full((2, t), np.nan)
     null_max = np.full(n_permutations, -np.inf)
-    starts = range(0, max(1, len(defined)), _TARGETS_AT_ONCE)
-    for start in tqdm(starts, desc="permutations", disable=None, leave=False):
-        part = defined[start : start + _TARGETS_AT_ONCE]
+    for start in tqdm(
+        range(0, max(1, t), _TARGETS_AT_ONCE), desc="permutations", disable=None, leave=False
+    ):
+        some = slice(start, start + _TARGETS_AT_ONCE)
+        part = np.arange(t)[some]
+        a, b = (m[:, some].astype(np.float64) for m in (y, p))
+        good = ~undefined(a, b)
+        if not good.all():
+            part, a, b = part[good], a[:, good], b[:, good]
+        a, b = _standardise(a), _standardise(b)
+        r[part] = np.clip(np.einsum("nt,nt->t", a, b), -1, 1)
         orders = permutation_rows(
-            len(y), n_permutations, scheme=scheme, block=block, groups=groups, seed=seed
+            n, n_permutations, scheme=scheme, block=block, groups=groups, seed=seed
         )
-        counts, largest = _permuted(y[:, part], p[:, part], r[part], orders, where)
-        hits[start : start + len(part)] = counts
+        hits, largest = _permuted(a, b, r[part], orders, where)
+        values[part] = permutation_p(hits, n_permutations)
         null_max = np.maximum(null_max, largest)
-    values = np.full(len(r), np.nan)
-    values[defined] = permutation_p(hits, n_permutations)
+    log_undefined(np.isnan(r), "Pearson r")
     return PermutationTest(r, values, max_statistic_p(r, null_max), null_max)
 
 
 def _permuted(
-    measured: NDArray[Any],
-    predicted: NDArray[Any],
+    measured: NDArray[np.float64],
+    predicted: NDArray[np.float64],
     observed: NDArray[np.float64],
     orders: Iterator[NDArray[np.intp]],
     device: torch.device,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return how often each target's null value reaches r, and the maximum of each permutation."""
+    """Return how often each target's null value reaches r, and each permutation's maximum.
+
+    Columns are centred and of unit length.
+    """
     import torch
 
-    y, p = (
-        torch.as_tensor(_standardise(np.asarray(m, dtype=np.float64)), device=device)
-        for m in (measured, predicted)
-    )
+    y, p = (torch.as_tensor(m, device=device) for m in (measured, predicted))
     n, t = y.shape
     r = torch.as_tensor(observed, device=device)
     rows = min(n, _ROWS_AT_ONCE)
@@ -221,6 +226,7 @@ def _permuted(
         (y[:, i : i + width].float().contiguous(), p[:, i : i + width].float().contiguous())
         for i in range(0, t, width)
     ]
+    by_target = y.T.contiguous(), p.T.contiguous()
     # Rounding of a float32 sum of `rows` products, whose absolute values add up to at most 1.
     error = (rows + 4) * 2.0**-24
     hits = torch.zeros(t, dtype=torch.float64, device=device)
@@ -235,7 +241,7 @@ def _permuted(
         if t:
             top = null.amax(dim=1, keepdim=True) - 2 * error
             close = (null >= top) | ((null - r).abs() <= error + 1e-12)
-            _decide(null, close, y, p, order)
+            _decide(null, close, by_target, order)
             hits += (null >= r - 1e-12).sum(dim=0)
             largest.append(null.amax(dim=1).cpu().numpy())
     return hits.cpu().numpy(), np.concatenate(largest) if largest else np.array([-np.inf])
@@ -253,12 +259,13 @@ def _null_r(y: Tensor, p: Tensor, order: Tensor, rows: int) -> Tensor:
     return out
 
 
-def _decide(null: Tensor, close: Tensor, y: Tensor, p: Tensor, order: Tensor) -> None:
+def _decide(null: Tensor, close: Tensor, by_target: tuple[Tensor, Tensor], order: Tensor) -> None:
     """Compute the marked values of `null` again in float64, in place."""
+    y, p = by_target
     which, target = close.nonzero(as_tuple=True)
     for i in range(0, len(which), 4096):
         k, t = which[i : i + 4096], target[i : i + 4096]
-        null[k, t] = (y[order[k], t[:, None]] * p[:, t].T).sum(dim=1)
+        null[k, t] = (y[t].gather(1, order[k]) * p[t]).sum(dim=1)
 
 
 def max_statistic_p(statistic: ArrayLike, null_max: ArrayLike) -> NDArray[np.float64]:
@@ -468,8 +475,9 @@ def percentiles(
 def _standardise(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centre columns and scale them to unit length; constant columns become 0."""
     x = x - x.mean(axis=0)
-    norm = np.sqrt((x * x).sum(axis=0))
-    return x / np.where(norm > 0, norm, 1)
+    norm = np.sqrt(np.einsum("n...,n...->...", x, x))
+    x /= np.where(norm > 0, norm, 1)
+    return x
 
 
 def torch_device(device: str | torch.device) -> torch.device:
