@@ -52,7 +52,9 @@ __all__ = [
 #: Sums over many samples: larger than those of `Ridge`.
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-1, 7, 17))
 #: Elements of a temporary piece of the delayed data.
-PIECE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+PIECE_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+#: Fewest samples of the targets that are worked on at once.
+TARGET_ROWS = 4096
 #: Columns of the smaller delayed side from which cross-covariances are cheaper by FFT, on a CPU.
 FFT_COLUMNS = {torch.float32: 500, torch.float64: 250}
 #: Fewest delays for the same.
@@ -754,18 +756,20 @@ class _Primal:
         return coef, self.mean - coef @ (total / n) if self.centred else self.mean
 
     def _sums(self, part: _Part, cols: slice) -> _Sums:
-        cross: Any = 0
-        y_sum: Any = 0
-        y_squares: Any = 0
         mean = self.mean[cols]
+        q, t = len(self.groups), len(mean)
+        cross = torch.zeros((q, t), dtype=torch.float64, device=mean.device)
+        y_sum, y_squares = torch.zeros_like(mean), torch.zeros_like(mean)
         for i, a, b in part.ranges:
-            y = self.Y[i][a:b, cols]
-            shift = mean if self.centred else None
-            cross = cross + _cross(self.X[i], y, self.lags, a, shift)
-            for first in range(0, len(y), FFT_SAMPLES):
-                piece = y[first : first + FFT_SAMPLES].double() - mean
-                y_sum = y_sum + piece.sum(dim=0)
-                y_squares = y_squares + piece.square().sum(dim=0)
+            rows = max(TARGET_ROWS, PIECE_ELEMENTS[mean.device.type] // t)
+            for first in range(a, b, rows):
+                y = self.Y[i][first : min(b, first + rows), cols]
+                if self.centred:
+                    y = y - mean.to(y.dtype)
+                cross += _cross(self.X[i], y, self.lags, first)
+                if self.n_folds:
+                    y_sum += y.sum(dim=0, dtype=torch.float64)
+                    y_squares += torch.linalg.vector_norm(y, dim=0, dtype=torch.float64).square()
         return _Sums(part.n, part.gram, part.total, cross, y_sum, y_squares)
 
     def _fold(self, k: int, sums: list[_Sums], whole: _Sums) -> tuple[_Sums, _Sums]:
@@ -1013,30 +1017,26 @@ def _delayed(x: Tensor, lags: NDArray[np.int64], start: int, stop: int) -> Tenso
 
 
 def _pieces(n: int, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    elements = PIECE_ELEMENTS.get(device.type, PIECE_ELEMENTS["cuda"])
-    size = max(256, elements // max(1, columns))
+    size = max(256, PIECE_ELEMENTS[device.type] // max(1, columns))
     for start in range(0, n, size):
         yield start, min(n, start + size)
 
 
-def _cross(
-    x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int, shift: Tensor | None = None
-) -> Tensor:
-    """Sum over rows s of y of x[start + s - lag] (y[s] - shift)', (q, n_targets), float64."""
+def _cross(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> Tensor:
+    """Sum over rows s of y of x[start + s - lag] y[s]', (q, n_targets), float64."""
     n, p, t = len(y), x.shape[1], y.shape[1]
     fewer = min(p, t) * len(lags)
     if len(lags) >= FFT_LAGS and fewer >= FFT_COLUMNS[x.dtype] and n >= _fft_length(lags):
-        return _cross_by_fft(x, y, lags, start, shift)
+        return _cross_by_fft(x, y, lags, start)
     out = torch.zeros((p * len(lags), t), dtype=torch.float64, device=x.device)
     if p <= t:
         for a, b in _pieces(n, p * len(lags), x.device):
             rows = _delayed(x, lags, start + a, start + b).flatten(1)
-            out += rows.T @ _shifted(y[a:b], shift)
+            out += rows.T @ y[a:b]
         return out
     # The targets are fewer: they run ahead instead of x being delayed.
     ahead = -lags[::-1]
     first, last = start - int(lags[-1]), start + n - int(lags[0])
-    y = _shifted(y, shift)
     view = out.view(p, len(lags), t)
     for a, b in _pieces(last - first, t * len(lags), x.device):
         rows = _delayed(y, ahead, first - start + a, first - start + b)
@@ -1045,18 +1045,12 @@ def _cross(
     return out
 
 
-def _shifted(y: Tensor, shift: Tensor | None) -> Tensor:
-    return y if shift is None else y - shift.to(y.dtype)
-
-
 def _fft_length(lags: NDArray[np.int64]) -> int:
     span = int(lags[-1] - lags[0])
     return max(256, 1 << (4 * span - 1).bit_length())
 
 
-def _cross_by_fft(
-    x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int, shift: Tensor | None
-) -> Tensor:
+def _cross_by_fft(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> Tensor:
     """`_cross` from products of spectra of overlapping segments, summed before the inverse."""
     lo, hi = int(lags[0]), int(lags[-1])
     length = _fft_length(lags)
@@ -1073,9 +1067,7 @@ def _cross_by_fft(
         for t in range(0, y.shape[1], FFT_TARGETS):
             part = y[a : a + rows, t : t + FFT_TARGETS]
             padded = part.new_zeros((part.shape[1], segments * block))
-            padded[:, :rows] = _shifted(
-                part, None if shift is None else shift[t : t + FFT_TARGETS]
-            ).T
+            padded[:, :rows] = part.T
             other = torch.fft.rfft(padded.view(len(padded), segments, block), n=length, dim=2)
             product = torch.bmm(spectra, other.permute(2, 1, 0).conj())
             wide = torch.fft.irfft(product, n=length, dim=0)[place]
