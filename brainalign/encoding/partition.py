@@ -45,7 +45,8 @@ def partition_variance(
 
     .. math:: R^2 = 1 - \frac{\sum_i (y_i - \hat y_i)^2}{\sum_i (y_i - m_i)^2}
 
-    over the test rows of all splits, with m the mean of the training rows of the row's split (0 without an intercept).
+    over the test rows of all splits, with m the mean of the training rows of the row's split (0
+    without an intercept).
     Banded ridge chooses its penalties inside the training rows; a model of fewer spaces is fitted
     and chosen anew.
 
