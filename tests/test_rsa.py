@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.distance import pdist, squareform
 
 from brainalign.data.studies import kriegeskorte2008
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError
+from brainalign.evaluation.rdm_bootstrap import COMPARISONS, draw_samples, resampled_similarity
 from brainalign.evaluation.rsa import (
     average_rdms,
     compare_rdms,
@@ -203,6 +206,170 @@ def test_comparison_is_scipy():
     got = compare_rdms(a, b, method="spearman")
     x, y = squareform(a["rdm"].values[1]), squareform(b["rdm"].values[2])
     assert got.values[1, 2] == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+
+
+def square(rng, n_rdms, n, levels=0):
+    """Random RDMs; with `levels`, dissimilarities are tied at so many values."""
+    x = rng.random((n_rdms, n, n))
+    x = np.round((x + x.transpose(0, 2, 1)) * levels / 2) if levels else x + x.transpose(0, 2, 1)
+    x[:, np.arange(n), np.arange(n)] = 0
+    return x
+
+
+def by_rsatoolbox(models, data, counts, method):
+    from rsatoolbox.rdm import RDMs, compare
+
+    out = []
+    for row in counts.astype(int):
+        drawn = np.repeat(np.arange(len(row)), row)
+        pair = (RDMs(x).subsample_pattern("index", drawn) for x in (models, data))
+        out.append(compare(*pair, method))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("method", COMPARISONS)
+@pytest.mark.parametrize("n", [7, 33])
+def test_every_sample_is_that_of_rsatoolbox(method, n):
+    rng = np.random.default_rng(n)
+    models = np.concatenate([square(rng, 2, n), square(rng, 2, n, levels=3)])
+    data = np.concatenate([square(rng, 2, n), square(rng, 1, n, levels=5)])
+    counts, _ = draw_samples(n, 1, 12, seed=n)
+    subsets = (rng.random((3, n)) < 0.8).astype(float)
+    counts = np.concatenate([counts, subsets, np.ones((1, n))])
+    counts = counts[(counts > 0).sum(axis=1) > 3]
+    got = resampled_similarity(models, data, counts, method=method)
+    np.testing.assert_allclose(got, by_rsatoolbox(models, data, counts, method), atol=1e-10)
+
+
+@given(
+    n=st.integers(4, 12), levels=st.sampled_from([0, 1, 2, 4]), seed=st.integers(0, 10_000),
+    method=st.sampled_from(["spearman", "rho-a", "kendall", "tau-a"]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_weighted_ranks_are_those_of_a_sample_written_out(n, levels, seed, method):
+    rng = np.random.default_rng(seed)
+    models, data = square(rng, 1, n, levels), square(rng, 1, n)
+    counts = rng.integers(0, 4, (1, n)).astype(float)
+    counts[0, rng.choice(n, 3, replace=False)] += 1
+    drawn = np.repeat(np.arange(n), counts[0].astype(int))
+    i, j = (drawn[k] for k in np.triu_indices(len(drawn), 1))
+    x, y = models[0][i, j][i != j], data[0][i, j][i != j]
+    got = resampled_similarity(models, data, counts, method=method).item()
+    if method == "spearman":
+        want = scipy.stats.spearmanr(x, y).statistic if np.ptp(x) and np.ptp(y) else 0
+    elif method == "rho-a":
+        centred = [scipy.stats.rankdata(v) - (len(v) + 1) / 2 for v in (x, y)]
+        want = 12 * (centred[0] @ centred[1]) / (len(x) ** 3 - len(x))
+    else:
+        signs = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
+        pairs = len(x) * (len(x) - 1)
+        untied = [(v[:, None] != v).sum() for v in (x, y)]
+        norm = pairs if method == "tau-a" else np.sqrt(float(untied[0]) * untied[1])
+        want = signs.sum() / norm if norm else np.nan
+    np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+def test_samples_too_small_are_no_samples_and_missing_pairs_are_left_out():
+    rng = np.random.default_rng(0)
+    models, data = square(rng, 2, 8), square(rng, 2, 8)
+    counts = np.array([[4, 4, 0, 0, 0, 0, 0, 0], [1, 2, 1, 0, 2, 1, 1, 0]], dtype=float)
+    for x in (models, data):
+        x[:, 1, 4] = x[:, 4, 1] = np.nan
+    for method in COMPARISONS:
+        got = resampled_similarity(models, data, counts, method=method)
+        assert np.isnan(got[0]).all()
+        np.testing.assert_allclose(
+            got[1:], by_rsatoolbox(models, data, counts[1:], method), atol=1e-10
+        )
+    models[0, 2, 3] = models[0, 3, 2] = np.nan
+    with pytest.raises(SchemaError, match="NaN in some RDMs only"):
+        resampled_similarity(models, data, counts)
+
+
+@pytest.mark.parametrize("over", ["stimuli", "subjects", "both"])
+@pytest.mark.parametrize("method", ["corr", "rho-a"])
+def test_inference_is_that_of_rsatoolbox_on_the_same_samples(method, over, monkeypatch):
+    from rsatoolbox.inference import evaluate
+    from rsatoolbox.model import ModelFixed
+    from rsatoolbox.rdm import RDMs
+    from rsatoolbox.util.inference_util import t_test_0
+
+    n, n_subjects, n_bootstrap = 14, 4, 25
+    shared = np.random.default_rng(1).standard_normal((n, 5))
+    models = random_rdms(3, n, 2, shared=shared)
+    data = random_rdms(n_subjects, n, 3, shared=shared, noise=2)
+    stimuli, subjects = draw_samples(n, n_subjects, n_bootstrap, seed=5)
+    rows = iter([np.repeat(np.arange(n), c.astype(int)) for c in stimuli])
+    who = iter([np.repeat(np.arange(n_subjects), c.astype(int)) for c in subjects])
+
+    def sample(rdms, rdm_descriptor="index", pattern_descriptor="index"):
+        r, w = next(rows), next(who)
+        return rdms.subsample("index", w).subsample_pattern("index", r), w, r
+
+    def sample_pattern(rdms, pattern_descriptor="index"):
+        r = next(rows)
+        return rdms.subsample_pattern("index", r), r
+
+    def sample_rdm(rdms, rdm_descriptor="index"):
+        w = next(who)
+        return rdms.subsample("index", w), w
+
+    monkeypatch.setattr(evaluate, "bootstrap_sample", sample)
+    monkeypatch.setattr(evaluate, "bootstrap_sample_pattern", sample_pattern)
+    monkeypatch.setattr(evaluate, "bootstrap_sample_rdm", sample_rdm)
+    run = {
+        "both": evaluate.eval_dual_bootstrap,
+        "stimuli": evaluate.eval_bootstrap_pattern,
+        "subjects": evaluate.eval_bootstrap_rdm,
+    }[over]
+    i, j = np.triu_indices(n, 1)
+    fixed = [ModelFixed(str(k), RDMs(x[i, j][None])) for k, x in enumerate(models["rdm"].values)]
+    targets = RDMs(data["rdm"].values[:, i, j])
+    theirs = run(fixed, targets, method=method, N=n_bootstrap)
+    whole = evaluate.eval_fixed(fixed, targets, method=method)
+    ours = evaluate_rdms(models, data, method=method, over=over, n_bootstrap=n_bootstrap, seed=5)
+    np.testing.assert_allclose(ours["value"], whole.evaluations[0].mean(axis=1), atol=1e-10)
+    np.testing.assert_allclose(ours["se"], np.sqrt(theirs.model_var), atol=1e-10)
+    one_sided = t_test_0(whole.evaluations, theirs.model_var, theirs.dof)
+    np.testing.assert_allclose(ours["p"], 2 * np.minimum(one_sided, 1 - one_sided), atol=1e-10)
+    upper = np.triu_indices(3, 1)
+    difference = ours["difference"].values[upper] / np.sqrt(theirs.diff_var)
+    p = 2 * scipy.stats.t.sf(np.abs(difference), theirs.dof)
+    np.testing.assert_allclose(ours["p_difference"].values[upper], p, atol=1e-10)
+
+
+def test_unrelated_models_are_found_no_more_often_than_stated():
+    rng = np.random.default_rng(0)
+    n, t = 20, 150
+    p = []
+    for seed in range(t):
+        model, data = (
+            rdm(rng.standard_normal((n, 6)), stimulus_id=[f"s{i}" for i in range(n)])
+            for _ in range(2)
+        )
+        p.append(evaluate_rdms(model, data, n_bootstrap=60, seed=seed)["p"].item())
+    assert (np.array(p) < 0.05).sum() <= scipy.stats.binom.ppf(0.999, t, 0.05)
+
+
+@pytest.mark.parametrize("measure", ["correlation", "euclidean", "mahalanobis"])
+def test_measures_are_those_of_rsatoolbox(measure):
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.rdm import calc_rdm
+
+    data = responses(signal=0.5)
+    x = data["responses"].values
+    root = np.random.default_rng(4).standard_normal((30, 30))
+    precision = root @ root.T + np.eye(30)
+    options = {"noise": precision} if measure == "mahalanobis" else {}
+    stimulus = np.unique(data["stimulus_id"].values, return_inverse=True)[1]
+    theirs = calc_rdm(
+        Dataset(x + 100, obs_descriptors={"s": stimulus}), method=measure, descriptor="s", **options
+    ).get_matrices()[0]
+    np.fill_diagonal(theirs, 0)
+    shifted = data.assign(responses=data["responses"] + 100)
+    precision = {"noise_precision": precision} if options else {}
+    ours = rdm(shifted, measure=measure, **precision)["rdm"].values[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-8)
 
 
 def test_errors():

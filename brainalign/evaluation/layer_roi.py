@@ -49,7 +49,7 @@ def layer_roi_rsa(
     rois: Sequence[str] | None = None,
     measure: str = "correlation",
     method: str = "spearman",
-    over: str | None = None,
+    over: str = "stimuli",
     n_bootstrap: int = 1000,
     n_permutations: int = 1000,
     level: float = 0.95,
@@ -70,8 +70,9 @@ def layer_roi_rsa(
         See `brainalign.evaluation.rsa.rdm`.
     method : str
         One of `brainalign.evaluation.rdm_bootstrap.COMPARISONS` other than Kendall's.
-    over : {"stimuli", "subjects", "both"}, optional
-        What the intervals generalise to; by default both if there are several subjects.
+    over : {"stimuli", "subjects", "both"}
+        What the intervals generalise to. With few subjects the t of "subjects" and "both" has few
+        degrees of freedom, and intervals are wide.
     n_bootstrap, n_permutations : int
         Numbers of samples; 0 leaves intervals or p-values out (NaN).
     level : float
@@ -128,7 +129,7 @@ def layer_roi_cka(
     responses: xr.Dataset | Mapping[str, xr.Dataset],
     *,
     rois: Sequence[str] | None = None,
-    over: str | None = None,
+    over: str = "stimuli",
     n_bootstrap: int = 1000,
     n_permutations: int = 1000,
     level: float = 0.95,
@@ -181,7 +182,7 @@ def _table(
     vectors: Callable[[Matrices], NDArray[np.float64]],
     resampled: Callable[[Matrices, Matrices, NDArray[np.float64]], NDArray[np.float64]],
     ceiling: Callable[[Matrices, Sequence[str], Sequence[str]], tuple[float, float]],
-    over: str | None,
+    over: str,
     n_bootstrap: int,
     n_permutations: int,
     level: float,
@@ -189,7 +190,6 @@ def _table(
 ) -> xr.Dataset:
     by_subject = _subjects(responses)
     subjects, layers = list(by_subject), list(features)
-    over = over or ("both" if len(subjects) > 1 else "stimuli")
     if over not in ("stimuli", "subjects", "both"):
         raise ConfigError(f"over is {over!r}; expected 'stimuli', 'subjects' or 'both'.")
     if over != "stimuli" and len(subjects) < 2:
@@ -282,7 +282,7 @@ def _shared_stimuli(
         if "stimulus" not in ds["features"].dims:
             raise SchemaError(f"The features of layer {layer!r} are a time series.")
     every = [
-        ds["stimulus_id"].values.astype(str) for ds in (*responses.values(), *features.values())
+        ds["stimulus_id"].values.astype(str) for ds in (*features.values(), *responses.values())
     ]
     shared = set(every[0]).intersection(*every[1:])
     ids = [s for s in dict.fromkeys(every[0].tolist()) if s in shared]

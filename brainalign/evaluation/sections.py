@@ -1,4 +1,4 @@
-"""Representational similarity as a section of the report."""
+"""Representational similarity and CKA as a section of the report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from brainalign.data.bundle import read_bundle
 from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.stimuli import StimulusSet
 from brainalign.errors import SchemaError, UnknownNameError, near
+from brainalign.evaluation.layer_roi import layer_roi_cka, layer_roi_rsa
 from brainalign.evaluation.rsa import (
     average_rdms,
     choose_layer_rsa,
@@ -22,9 +23,10 @@ from brainalign.evaluation.rsa import (
 )
 from brainalign.features import read_manifest
 
-__all__ = ["rsa_section", "rsa_section_from_folders"]
+__all__ = ["layer_roi_section", "rsa_section", "rsa_section_from_folders"]
 
 _THUMBNAIL = 64
+_LEAST_SUBJECTS = 4
 
 
 def rsa_section_from_folders(
@@ -38,14 +40,15 @@ def rsa_section_from_folders(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> Section:
-    """Compare the layers of models with the RDMs of a bundle.
+    """Compare the layers of models with the RDMs of a bundle, or with the regions of its responses.
 
     Parameters
     ----------
     features : sequence of path
         Feature manifests, named after their models.
     data : path
-        The bundle. Its extras of the ``rdms`` schema other than the target are shown beside it.
+        The bundle. Its extras of the ``rdms`` schema other than the target are shown beside it; a
+        bundle that has none, but responses, gives `layer_roi_section`.
     stimuli : StimulusSet
         The images.
     titles : mapping of str to str
@@ -62,7 +65,17 @@ def rsa_section_from_folders(
     UnknownNameError
         If the bundle has no such RDMs.
     """
-    extras = {k: v for k, v in read_bundle(data).extras.items() if "rdm" in v}
+    bundle = read_bundle(data)
+    extras = {k: v for k, v in bundle.extras.items() if "rdm" in v}
+    if not extras and bundle.responses:
+        return layer_roi_section(
+            {Path(path).stem: read_manifest(path) for path in features},
+            bundle.responses,
+            titles=titles,
+            baselines=baselines,
+            bootstraps=bootstraps,
+            seed=seed,
+        )
     if target not in extras:
         raise UnknownNameError(
             f"The study in {data} has no RDMs {target!r}.{near(target, extras)}",
@@ -336,7 +349,7 @@ def rsa_section(
         "with that of all (upper bound) [@nili2014]. Where one number is given for a model with "
         "several layers, the layer was chosen on one random half of the stimuli and scored on the "
         "other; the highest of all layers is shown beside it and is biased upwards.",
-        references=dict(_REFERENCES),
+        references={k: v for k, v in _REFERENCES.items() if k in ("schuett2023", "nili2014")},
         facts={
             "stimuli": str(len(stimuli)),
             "subjects": str(subjects.sizes["rdm_name"]),
@@ -346,7 +359,172 @@ def rsa_section(
     )
 
 
+def layer_roi_section(
+    features: Mapping[str, Mapping[str, xr.Dataset]],
+    responses: Mapping[str, xr.Dataset],
+    *,
+    titles: Mapping[str, str],
+    baselines: Sequence[str] = (),
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> Section:
+    """Describe every layer against every region of interest, by RSA and by CKA.
+
+    Parameters
+    ----------
+    features : mapping of model to mapping of layer to xarray.Dataset
+        ``features`` schema.
+    responses : mapping of subject to xarray.Dataset
+        ``responses`` schema.
+    titles : mapping of str to str
+        Title by model.
+    baselines : sequence of str
+        Models that others are compared with.
+    bootstraps : int
+        Samples of the intervals, and permutations of the p-values.
+    seed : int
+        Seed.
+
+    Raises
+    ------
+    SchemaError
+        If there are no layers, or see `brainalign.evaluation.layer_roi.layer_roi_rsa`.
+    """
+    layers = {
+        (model, f"{titles.get(model, model)}, {layer}"): ds
+        for model, by in features.items()
+        for layer, ds in by.items()
+    }
+    if not layers:
+        raise SchemaError("There are no layers to compare.")
+    named = {name: ds for (_, name), ds in layers.items()}
+    # Over fewer subjects t has at most 2 degrees of freedom, and an interval says nothing.
+    over = "both" if len(responses) >= _LEAST_SUBJECTS else "stimuli"
+    tables = {
+        name: table(
+            named,
+            responses,
+            over=over,
+            n_bootstrap=bootstraps,
+            n_permutations=bootstraps,
+            seed=seed,
+        )
+        for name, table in (("rsa", layer_roi_rsa), ("cka", layer_roi_cka))
+    }
+    n_subjects, n_stimuli = (int(tables["rsa"].attrs[k]) for k in ("n_subjects", "n_stimuli"))
+    rivals = np.array([model in baselines for model, _ in layers])
+    resampled = "subjects and stimuli" if over == "both" else "stimuli"
+    words = {
+        "rsa": (
+            "RSA",
+            "Spearman ρ",
+            "Spearman correlation of a layer's RDM with that of a region: do they order the pairs "
+            "of stimuli alike?",
+            "Look for regions that a trained network's layers reach and the baselines' do not, and "
+            "for early layers in early regions.",
+        ),
+        "cka": (
+            "CKA",
+            "debiased CKA",
+            "Debiased linear CKA of the features of a layer with the responses of a region: do "
+            "their large dimensions agree? It is 0 on average for unrelated data, however many "
+            "features there are.",
+            "CKA weighs directions by their variance where RSA takes ranks of distances: a layer "
+            "that leads in both is a safer finding than one that leads in either.",
+        ),
+    }
+    figures, summary = [], []
+    for key, table in tables.items():
+        short, label, what, look = words[key]
+        ds = xr.Dataset(
+            {k: (("row", "column"), table[k].values) for k in ("value", "low", "high")},
+            coords={"row": list(named), "column": table["roi"].values.astype(str)},
+        )
+        ds["value"].attrs = {"long_name": label, "units": ""}
+        figures.append(
+            Figure(
+                f"layers-{key}",
+                "heatmap",
+                f"{short}: layers by region",
+                f"{what} The mean of {n_subjects} subject{'s' if n_subjects > 1 else ''}; 95 % "
+                f"bootstrap intervals over {resampled} show on hovering. The frame marks each "
+                f"region's highest layer, which was chosen on the values shown. {look}",
+                ds,
+                {"best_in": "column", "x_label": "region", "y_label": "layer"},
+            )
+        )
+        if not rivals.all():
+            best = table.isel(layer=~rivals)
+            related = (best["p_max"] < 0.05).any("layer").values
+            beyond = related.copy()
+            if rivals.any():
+                highest = table["value"].values[rivals].max(axis=0)
+                beyond &= best["value"].values.max(axis=0) > highest
+            summary.append(
+                Estimate(
+                    f"Regions that resemble a layer, {short}",
+                    float(related.sum()),
+                    unit=f"of {len(related)}",
+                    note=f"p < 0.05 for the largest of all layers and regions, {bootstraps} "
+                    "permutations of stimuli",
+                    reference=f"above every baseline in {int(beyond.sum())}"
+                    if rivals.any()
+                    else "",
+                )
+            )
+    chosen = [t["value"].values.argmax(axis=0) for t in tables.values()]
+    summary.append(
+        Estimate(
+            "Regions whose highest layer is the same by RSA and CKA",
+            float((chosen[0] == chosen[1]).sum()),
+            unit=f"of {len(chosen[0])}",
+            note=f"of {len(named)} layers",
+        )
+    )
+    return Section(
+        id="rsa",
+        title="Representational similarity",
+        intro=f"Which layers represent {n_stimuli} stimuli as each region does? Two measures that "
+        "need no fitting answer side by side.",
+        figures=figures,
+        summary=summary,
+        methods="Responses were averaged over the presentations of a stimulus. For RSA, RDMs were "
+        "1 − Pearson correlation between the patterns of two stimuli, compared by Spearman "
+        "correlation over all pairs [@schuett2023]. CKA was linear, with the unbiased estimator of "
+        f"HSIC [@kornblith2019; @song2012]. Values are means over {n_subjects} subjects. Intervals "
+        f"are value ± t · standard error from {bootstraps} bootstrap samples over {resampled}"
+        + (", with the two-factor correction" if over == "both" else "")
+        + "; pairs (RSA) and quadruples (CKA) with two copies of one stimulus were left out. "
+        "p-values are one-sided from permutations of the stimuli, against the largest value of all "
+        "layers and regions.",
+        references={
+            k: v
+            for k, v in _REFERENCES.items()
+            if k in ("schuett2023", "kornblith2019", "song2012")
+        },
+        facts={
+            "stimuli": str(n_stimuli),
+            "subjects": str(n_subjects),
+            "layers": str(len(named)),
+            "regions": str(tables["rsa"].sizes["roi"]),
+        },
+        order=40,
+    )
+
+
 _REFERENCES = {
+    "kornblith2019": """@inproceedings{kornblith2019,
+  author = {Kornblith, Simon and Norouzi, Mohammad and Lee, Honglak and Hinton, Geoffrey},
+  title = {Similarity of Neural Network Representations Revisited},
+  booktitle = {Proceedings of the 36th International Conference on Machine Learning},
+  pages = {3519--3529}, year = {2019}
+}""",
+    "song2012": """@article{song2012,
+  author = {Song, Le and Smola, Alex and Gretton, Arthur and Bedo, Justin and Borgwardt, Karsten},
+  title = {Feature Selection via Dependence Maximization},
+  journal = {Journal of Machine Learning Research}, volume = {13}, pages = {1393--1434},
+  year = {2012}
+}""",
     "schuett2023": """@article{schuett2023,
   author = {Sch{\\"u}tt, Heiko H. and Kipnis, Alexander D. and Diedrichsen, J{\\"o}rn and Kriegeskorte, Nikolaus},
   title = {Statistical Inference on Representational Geometries},
