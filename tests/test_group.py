@@ -165,6 +165,16 @@ def test_ceilings_and_the_order_of_rows():
     xr.testing.assert_allclose(ds, mixed)
 
 
+def test_a_subject_with_few_stimuli_of_its_own_is_missing_from_some_samples_only():
+    rng = np.random.default_rng(9)
+    y, x, ids = population(rng, 3, 40)
+    y[2], ids[2] = y[2][:4], np.array(list("wxyz"))
+    x = {k: [*v[:2], v[2][:4]] for k, v in x.items()}
+    ds = compare_over_subjects(y, x, stimulus_id=ids, n_bootstrap=200)
+    assert ds["n_stimuli"].values.tolist() == [40, 40, 4]
+    assert all(np.isfinite(ds[name]).all() for name in ("per_subject_low", "se", "difference_low"))
+
+
 def test_what_cannot_be_compared_is_refused():
     rng = np.random.default_rng(4)
     y, x, ids = population(rng, 2, 20)

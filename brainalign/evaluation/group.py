@@ -19,6 +19,7 @@ from brainalign.evaluation.significance import (
     bootstrap_r,
     fdr,
     max_statistic_p,
+    percentiles,
     permutation_p,
     torch_device,
 )
@@ -301,9 +302,7 @@ def compare_over_subjects(
         )
         for r in range(len(regions))
     ]
-    tail = (1 - level) / 2
-    with np.errstate(invalid="ignore"):
-        low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    low, high = percentiles(drawn, level)
     one, two, each = ("roi", "model"), ("roi", "model", "model_2"), ("subject", "roi", "model")
     ds = xr.Dataset(
         {
