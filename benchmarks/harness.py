@@ -33,6 +33,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--only", default="", help="run only the cases whose name holds this")
+    parser.add_argument("--size", choices=("full", "small"), default="full", help="small: a trial")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -43,10 +44,12 @@ def median_times(
     works: Mapping[str, Callable[[], Any]],
     repeats: int = REPEATS,
     device: torch.device | None = None,
+    *,
+    warm: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Run each work once to warm up, then `repeats` times in turn, so that drift hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in works}
-    for round_ in range(repeats + 1):
+    for round_ in range(0 if warm else 1, repeats + 1):
         for name, work in works.items():
             gc.collect()
             start = time.perf_counter()
@@ -100,6 +103,22 @@ def matmul_rate(
     b = torch.randn(n, n, dtype=dtype, device=device)
     times = median_times({"matmul": lambda: a @ b}, repeats, torch.device(device))
     return 2 * n**3 / times["matmul"]["median_s"]
+
+
+def ridge_products(solver: Any) -> float:
+    """Floating-point operations of a k-fold solver's matrix products, for one target.
+
+    Per fold X'y, the rotation, P'y and the products by the compressed grid; and the refit.
+    """
+    p = solver.factors.X.shape[1]
+    total = 2.0 * 2 * p * p
+    for fold in solver._score.folds:
+        r, q = fold.basis.shape
+        total += 2.0 * len(fold.removed) * p + 2.0 * p * q
+        total += 2.0 * q * (p if fold.from_cross else len(fold.test))
+        total += sum(2.0 * r * len(rows) * (q - first) for first, rows in fold.triangle)
+        total += 2.0 * q * fold.profile.shape[1]
+    return total
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

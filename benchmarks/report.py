@@ -1,0 +1,139 @@
+"""Write docs/benchmarks.md and its pictures from the JSON records, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import harness
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+ORDER = ("ridge", "banded", "trf", "rsa", "nsd", "gpu")
+INTRO = """# Benchmarks
+
+Each row runs ours and a peer on the same arrays, folds, type and threads, in one process, in turn, once to warm up and then several times; the
+times are medians. A row whose accuracy check fails counts as failed, however fast it was. The scripts are in `benchmarks/`, what they wrote in
+`benchmarks/results/`, and this page is made from those files by `python benchmarks/report.py`. Ratios travel between machines better than
+times do: run the scripts on yours.
+
+```bash
+pip install himalaya mtrf
+OMP_NUM_THREADS=2 python benchmarks/ridge.py     # and banded.py, trf.py, rsa.py, nsd.py, scaling.py
+python benchmarks/gpu.py                         # on a machine with a CUDA device
+python benchmarks/report.py
+```
+"""
+
+
+def records() -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(harness.RESULTS.glob("*.json")):
+        made = json.loads(path.read_text())
+        found[made["benchmark"]] = made
+    return found
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| work | ours (s) | peer (s) | ratio | claimed | accuracy |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        times, peer = row["times"], row.get("peer", "")
+        ours = times.get("ours", {}).get("median_s")
+        theirs = times.get(peer, {}).get("median_s")
+        checks = "; ".join(
+            f"{name} {c['value']:.3g} ({'≤' if c['relation'] == '<=' else '≥'} {c['bound']:g})"
+            + ("" if c["holds"] else " **fails**")
+            for name, c in row.get("accuracy", {}).items()
+        )
+        cells = [
+            row["case"] + ("" if row.get("passed", True) else " **(failed)**"),
+            "" if ours is None else seconds(ours),
+            "" if theirs is None else f"{seconds(theirs)} {peer}",
+            f"{row['ratio']:.1f}" if "ratio" in row else "",
+            f"{row['required']:.2g}" if "required" in row else "",
+            checks,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine(made: dict[str, Any]) -> str:
+    m = made["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["libraries"].items() if v != "not installed")
+    device = f", {m['accelerator']}" if "accelerator" in m else ""
+    return (
+        f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']:g} GiB"
+        f"{device}; float32 matrix products {m['matmul_float32_gflops']:g} Gflop/s; "
+        f"Python {m['python']}, {versions}. Measured {made['date']}."
+    )
+
+
+def plot_scaling(made: dict[str, Any], path: Path) -> None:
+    axes_names = list(dict.fromkeys(r["axis"] for r in made["rows"]))
+    plt.rcParams["svg.hashsalt"] = "brainalign"
+    figure, axes = plt.subplots(1, len(axes_names), figsize=(9.5, 3.1), sharey=True)
+    for ax, name in zip(axes, axes_names, strict=True):
+        rows = [r for r in made["rows"] if r["axis"] == name]
+        x = [r["value"] for r in rows]
+        for who, colour, mark in (("himalaya", "#b4552d", "s"), ("ours", "#20639b", "o")):
+            y = [r["times"][who]["median_s"] for r in rows]
+            ax.plot(x, y, color=colour, marker=mark, markersize=4, label=who)
+        ax.set(xscale="log", yscale="log", xlabel=name)
+        ax.set_xticks(x, [f"{v:,}" for v in x], fontsize=8)
+        ax.minorticks_off()
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("seconds")
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    found = records()
+    parts = [INTRO]
+    titles = {
+        "ridge": "Ridge, one alpha per target",
+        "banded": "Banded ridge",
+        "trf": "Temporal response functions",
+        "rsa": "Representational similarity",
+        "nsd": "One subject of the size of NSD, from disk to disk",
+        "gpu": "On a GPU",
+    }
+    for name in ORDER:
+        parts.append(f"## {titles[name]}\n")
+        if name not in found:
+            parts.append("Not measured yet.\n")
+            continue
+        parts.append(table(found[name]["rows"]) + "\n")
+        parts.append(machine(found[name]) + "\n")
+    if "scaling" in found:
+        plot_scaling(found["scaling"], DOCS / "images" / "scaling.svg")
+        work = found["scaling"]["rows"][0]["work"]
+        parts.append("## How time grows\n")
+        parts.append(
+            "![Seconds against targets, features and alphas, for ours and himalaya]"
+            "(images/scaling.svg)\n"
+        )
+        parts.append(
+            f"k-fold ridge, {work['n']:,} rows, {work['folds']} folds; where an axis does not "
+            "vary: 2,000 targets, 500 features, 20 alphas. Both axes are logarithmic.\n"
+        )
+        parts.append(machine(found["scaling"]) + "\n")
+    (DOCS / "benchmarks.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
