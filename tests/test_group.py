@@ -64,9 +64,9 @@ def rejections(n_studies, subjects, n, seed=0, **options):
     ids=["both vary", "only stimuli vary", "mostly own stimuli"],
 )
 def test_equal_models_differ_as_rarely_as_they_should(options):
-    found = rejections(120, 8, 50, **options)
+    found = rejections(80, 8, 50, **options)
     # What a test of size 5 % exceeds once in 1000 times.
-    assert found <= scipy.stats.binom.ppf(0.999, 120, 0.05)
+    assert found <= scipy.stats.binom.ppf(0.999, 80, 0.05)
 
 
 def test_a_worse_model_is_found():
