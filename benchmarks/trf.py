@@ -28,11 +28,13 @@ from brainalign.linear import LaggedRidge, lagged_predict
 REQUIRED = 5.0
 RATE, TMIN, TMAX, N_LAGS = 100, 0.0, 0.4, 41
 SEED = 0
+#: Standard deviation of the noise over that of the responses without it.
+NOISE = 3.0
 LAMBDAS = np.logspace(-4, 5, 10)
 #: (name, trials, seconds, features, channels, penalties).
 CASES = {
     "full": [
-        ("one penalty, 18 features", 10, 60, 18, 128, LAMBDAS[4:5]),
+        ("one penalty, 18 features", 10, 60, 18, 64, LAMBDAS[4:5]),
         ("cross-validated, 3 features", 10, 60, 3, 300, LAMBDAS),
         ("cross-validated, 18 features", 10, 60, 18, 64, LAMBDAS),
     ],
@@ -56,8 +58,8 @@ def smooth(rng: np.random.Generator, n: int, p: int) -> np.ndarray:
 
 def make(
     trials: int, seconds: int, features: int, channels: int, dtype: type = np.float64
-) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Trials of stimulus and response, and the responses' true weights."""
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Trials of a stimulus and of responses to it with noise."""
     rng = np.random.default_rng(SEED)
     lags = np.arange(N_LAGS)
     peaks = rng.uniform(5, 30, (channels, features, 1))
@@ -67,12 +69,11 @@ def make(
     Y = []
     for x in X:
         y = lagged_predict(torch.as_tensor(x), coef, lags, coef.new_zeros(channels)).numpy()
-        spread = 3 * y.std(dtype=np.float64)
         noise = rng.standard_normal(y.shape, dtype=np.float32)
-        noise *= dtype(spread)
+        noise *= NOISE * y.std(axis=0, dtype=np.float64).astype(np.float32)
         y += noise
         Y.append(y)
-    return X, Y, truth
+    return X, Y
 
 
 def compare(
@@ -84,7 +85,7 @@ def compare(
     lambdas: np.ndarray,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    X, Y, _ = make(trials, seconds, features, channels)
+    X, Y = make(trials, seconds, features, channels)
     alphas = lambdas * trials * RATE
 
     def ours() -> LaggedRidge:
@@ -125,17 +126,15 @@ def compare(
 
 def _large(trials: int, seconds: int, electrodes: int, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
-    X, Y, truth = make(trials, seconds, len(SPACES), electrodes, np.float32)
+    X, Y = make(trials, seconds, len(SPACES), electrodes, np.float32)
     start = time.perf_counter()
     model = LaggedRidge(
         TMIN, TMAX, RATE, alphas=np.logspace(0, 9, 10), spaces=SPACES, n_iter=10, cv=5,
         device="cpu",
     ).fit(X, Y)  # fmt: skip
     wall = time.perf_counter() - start
-    flat = [w.reshape(electrodes, -1) for w in (model.coef_, truth)]
-    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(*flat, strict=True)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"wall": wall, "peak_gib": peak, "median_r": float(np.median(r))}
+    return {"wall": wall, "peak_gib": peak, "r2": float(np.median(model.best_score_))}
 
 
 def large(trials: int, seconds: int, electrodes: int, threads: int) -> dict[str, Any]:
@@ -144,7 +143,8 @@ def large(trials: int, seconds: int, electrodes: int, threads: int) -> dict[str,
         got = pool.apply(_large, (trials, seconds, electrodes, threads))
     checks = {
         "peak memory in GiB, data included": (got["peak_gib"], "<=", LIMIT_GIB),
-        "median correlation with the true weights": (got["median_r"], ">=", 0.9),
+        # The stimulus explains 1 / (1 + NOISE^2) = 0.1 of the variance.
+        "median cross-validated R^2, of at most 0.1": (got["r2"], ">=", 0.09),
     }
     accuracy = {
         name: {"value": v, "relation": rel, "bound": bound,

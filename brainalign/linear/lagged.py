@@ -799,7 +799,8 @@ class _Primal:
             base, slope, vectors = _eigen(gram, self.penalty)
             profile = 1 / (base[:, None] + slope[:, None] * grid)
             start, cross, offset = vectors.T @ start, vectors.T @ cross, vectors.T @ offset
-            inner = vectors.T @ inner @ vectors
+            # Nearly diagonal: no cancellation, so float32 data need no more than float32.
+            inner = (vectors.T @ inner @ vectors).to(self.X[0].dtype)
         out = torch.empty((len(grid), t), dtype=torch.float64, device=grid.device)
         for a, alpha in enumerate(grid.tolist()):
             if profile is None:
@@ -807,7 +808,7 @@ class _Primal:
             else:
                 w = start * profile[:, a, None]
             covariance = (w * cross).sum(dim=0)
-            variance = (w * (inner @ w)).sum(dim=0).clamp(min=0)
+            variance = (w * (inner @ w.to(inner.dtype))).sum(dim=0).clamp(min=0)
             if metric == "r":
                 norm = (variance * test.yy).sqrt()
                 out[a] = torch.where(norm > 0, covariance / norm, 0.0)
@@ -1056,20 +1057,22 @@ def _cross_by_fft(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> 
     length = _fft_length(lags)
     block = length - (hi - lo)
     most = max(1, FFT_SAMPLES // block) * block
-    place = torch.as_tensor(hi - lags, device=x.device)
+    # The smaller spectra are conjugated, which turns time round.
+    place = torch.as_tensor((lags - hi) % length, device=x.device)
     out = torch.zeros((x.shape[1], len(lags), y.shape[1]), dtype=torch.float64, device=x.device)
     for a in range(0, len(y), most):
         rows = min(most, len(y) - a)
         segments = -(-rows // block)
         source = _window(x, start + a - hi, start + a - hi + segments * block + hi - lo)
         spectra = torch.fft.rfft(source.unfold(0, length, block).contiguous(), dim=2)
-        spectra = spectra.permute(2, 1, 0).contiguous()  # (frequency, feature, segment)
+        # (frequency, feature, segment)
+        spectra = spectra.permute(2, 1, 0).conj().resolve_conj().contiguous()
         for t in range(0, y.shape[1], FFT_TARGETS):
             part = y[a : a + rows, t : t + FFT_TARGETS]
             padded = part.new_zeros((part.shape[1], segments * block))
             padded[:, :rows] = part.T
             other = torch.fft.rfft(padded.view(len(padded), segments, block), n=length, dim=2)
-            product = torch.bmm(spectra, other.permute(2, 1, 0).conj())
+            product = torch.bmm(spectra, other.permute(2, 1, 0))
             wide = torch.fft.irfft(product, n=length, dim=0)[place]
             out[:, :, t : t + FFT_TARGETS] += wide.transpose(0, 1)
     return out.flatten(0, 1)
