@@ -16,10 +16,11 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 ORDER = ("ridge", "banded", "trf", "rsa", "nsd", "gpu")
 INTRO = """# Benchmarks
 
-Each row runs ours and a peer on the same arrays, folds, type and threads, in one process, in turn, once to warm up and then several times; the
-times are medians. A row whose accuracy check fails counts as failed, however fast it was. The scripts are in `benchmarks/`, what they wrote in
-`benchmarks/results/`, and this page is made from those files by `python benchmarks/report.py`. Ratios travel between machines better than
-times do: run the scripts on yours.
+Each row runs ours and a peer on the same arrays, folds, type and threads, in one process, in
+turn, once to warm up and then several times; the times are medians. A row whose accuracy check
+fails counts as failed, however fast it was. The scripts are in `benchmarks/`, what they wrote in
+`benchmarks/results/`, and this page is made from those files by `python benchmarks/report.py`.
+Ratios travel between machines better than times do: run the scripts on yours.
 
 ```bash
 pip install himalaya mtrf

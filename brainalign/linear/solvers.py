@@ -220,7 +220,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     values : Tensor, shape (n,)
     vectors : Tensor, shape (n, n)
     """
-    if matrix.is_cuda:
+    if _accelerated(matrix):
         try:
             values, vectors = torch.linalg.eigh(matrix)
             reason = _wrong(matrix, values, vectors)
@@ -354,6 +354,10 @@ def sum_squares(y: Tensor) -> Tensor:
 def constant_columns(y: Tensor) -> Tensor:
     """Which columns hold one value."""
     return (y == y[:1]).all(dim=0)
+
+
+def _accelerated(matrix: Tensor) -> bool:
+    return matrix.is_cuda
 
 
 def _wrong(matrix: Tensor, values: Tensor, vectors: Tensor) -> str:
