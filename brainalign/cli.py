@@ -200,16 +200,34 @@ def _encode(args: argparse.Namespace) -> int:
         ceiling_threshold=args.minimum_ceiling,
         permutation="auto" if args.permutations else "none",
         n_permutations=args.permutations,
+        n_bootstrap=args.bootstraps,
+        keep_predictions=args.predictions,
         seed=args.seed,
         device=args.device,
+        memory_gib=None if args.memory_mb is None else args.memory_mb / 1024,
+        part=args.part,
+        checkpoint=args.out.with_name(args.out.name + ".parts"),
     )
     settings = {k: v for k, v in vars(args).items() if k in _ENCODE_SETTINGS}
-    made_by = provenance(config=settings, inputs=[args.features, args.responses], seed=args.seed)
+    # The responses of a part are named by `gather`, so that they are hashed once.
+    inputs = [args.features] if args.part else [args.features, args.responses]
+    made_by = provenance(config=settings, inputs=inputs, seed=args.seed)
     write_result(result, args.out, provenance=made_by, overwrite=True)
     return 0
 
 
-_ENCODE_SETTINGS = ("alphas", "folds", "inner", "choose", "invalid", "permutations")
+_ENCODE_SETTINGS = (
+    "alphas", "folds", "inner", "choose", "invalid", "permutations", "bootstraps",
+)  # fmt: skip
+
+
+def _gather(args: argparse.Namespace) -> int:
+    from brainalign.data.store import provenance
+    from brainalign.encoding import gather_folders
+
+    made_by = provenance(inputs=args.inputs)
+    gather_folders(args.parts, args.out, provenance=made_by, overwrite=True)
+    return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -292,8 +310,6 @@ def _evaluate_encoding(args: argparse.Namespace) -> Any:
         titles=args.models,
         baselines=args.baselines,
         fdr=args.fdr,
-        bootstraps=args.bootstraps,
-        seed=args.seed,
     )
 
 
@@ -334,6 +350,11 @@ _ANALYSES: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 def _inner(word: str) -> int | str:
     return int(word) if word.isdigit() else word
+
+
+def _part(word: str) -> tuple[int, int]:
+    k, _, m = word.partition("/")
+    return int(k), int(m)
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -422,6 +443,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--invalid", choices=("raise", "exclude"), default="raise")
     p.add_argument("--device", default="auto")
     p.add_argument("--minimum-ceiling", type=float, default=0.05)
+    p.add_argument("--bootstraps", type=int, default=1000, help="samples for intervals; 0: none")
+    p.add_argument("--predictions", action="store_true", help="write predicted responses too")
+    p.add_argument("--memory-mb", type=int, help="most memory to hold; default: half of the free")
+    p.add_argument("--part", type=_part, metavar="K/M", help="only the K-th of M parts of neuroids")
+
+    p = command("gather", _gather, "join the parts of one encoding model, from encode --part")
+    p.add_argument("parts", type=Path, nargs="+", help="outputs of `encode --part`")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--inputs", type=Path, nargs="+", default=[], help="files whose hash is kept")
 
     p = command("evaluate", _evaluate, "turn results into a section of the report")
     p.add_argument("analysis", choices=list(_ANALYSES))
@@ -432,7 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--models", type=json.loads, default={}, help="titles of models, as JSON")
     p.add_argument("--baselines", nargs="+", default=[], help="models to compare with")
     p.add_argument("--fdr", type=float, default=0.05)
-    p.add_argument("--bootstraps", type=int, default=1000)
+    p.add_argument("--bootstraps", type=int, default=1000, help="of rsa; encode draws its own")
     p.add_argument("--id")
     p.add_argument("--title")
     p.add_argument("--out", type=Path, required=True)

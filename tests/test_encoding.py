@@ -21,7 +21,7 @@ from brainalign.encoding import (
     select,
     write_result,
 )
-from brainalign.encoding.nested import nested_cv
+from brainalign.encoding.nested import Solvers, nested_cv
 from brainalign.errors import (
     ConfigError,
     LeakError,
@@ -352,25 +352,26 @@ def test_rows_that_are_means_already():
 def test_encoder_predicts_with_nothing_else(linear, tmp_path):
     _, new, _, _, result = linear
     read = read_result(write_result(result, tmp_path / "r", provenance={"code": "1"}))
-    assert read.encoder.attrs["code"] == "1"
-    for name in ("scores", "best", "predictions"):
+    assert read.best.attrs["code"] == "1"
+    for name in ("scores", "best", "predictions", "bootstrap", "null"):
         xr.testing.assert_equal(getattr(read, name).load(), getattr(result, name))
     assert read.exclusions == result.exclusions and list(read.encoders) == list(result.encoders)
     a, b = predict(read.encoders, new), predict(result.encoders, new)
     np.testing.assert_array_equal(a.values, b.values)
     # The formula of the schema, from the file alone.
-    e = xr.open_zarr(tmp_path / "r" / "encoder.zarr", consolidated=False).load()
+    e = xr.open_zarr(tmp_path / "r" / "encoders" / "00.zarr", consolidated=False).load()
     x = new[str(e["layer"].values)]["features"].values
     by_hand = (x - e["feature_mean"].values) / e["feature_scale"].values @ e["weights"].values.T
     by_hand = by_hand + e["intercept"].values
-    np.testing.assert_allclose(predict(read.encoder, new).values, by_hand, atol=1e-4)
+    first = read.encoders[str(e["layer"].values)]
+    np.testing.assert_allclose(predict(first, new).values, by_hand, atol=1e-4)
     with pytest.raises(UnavailableError, match="no encoding result"):
         read_result(tmp_path)
 
 
 def test_encoder_refuses_other_features(linear):
     _, new, _, _, result = linear
-    layer = str(result.encoder["layer"].values)
+    layer, encoder = next(iter(result.encoders.items()))
     good = new[layer]
     for bad, what in (
         (good.assign_coords(model="other"), "model 'net'"),
@@ -379,7 +380,7 @@ def test_encoder_refuses_other_features(linear):
         (good.isel(feature=slice(5)), "takes 20 features; there are 5"),
     ):
         with pytest.raises(SchemaError, match=what):
-            predict(result.encoder, bad)
+            predict(encoder, bad)
     with pytest.raises(SchemaError, match="no features of layer"):
         predict(result.encoders, {"other": good})
 
@@ -565,7 +566,7 @@ def test_responses_of_the_wrong_kind():
 
 def test_layer_by_roi_and_models(linear):
     layers, _, _, made, result = linear
-    table = layer_roi(result, rois=["V1", "FFA"], n_bootstrap=100)
+    table = layer_roi(result, rois=["V1", "FFA"])
     members = roi_members(result.best, ["FFA"])["FFA"]
     expected = result.scores["r"].sel(layer="late").values[members].mean()
     assert float(table["value"].sel(layer="late", roi="FFA")) == pytest.approx(expected)
@@ -578,7 +579,7 @@ def test_layer_by_roi_and_models(linear):
     options = {"permutation": "none", "inner_cv": "gcv", "seed": 2}
     other = {"early": layers["early"].assign_coords(model="lesser")}
     lesser = encode(other, made.responses, **options)
-    both = compare_models({"net": result, "lesser": lesser}, rois=["V1", "FFA"], n_bootstrap=200)
+    both = compare_models({"net": result, "lesser": lesser}, rois=["V1", "FFA"])
     difference = both["difference"].sel(model="net", model_2="lesser")
     assert float(difference.sel(roi="FFA")) > 0.2 and abs(float(difference.sel(roi="V1"))) < 0.02
     p = both["p"].sel(model="net", model_2="lesser")
@@ -622,16 +623,17 @@ def test_more_features_than_stimuli_equal_fewer():
 def test_scores_are_those_of_the_predictions():
     x, y = noise(40, 6, seed=15)
     pairs = [(np.arange(10, 40), np.arange(10)), (np.arange(10), np.arange(10, 40))]
-    out = nested_cv(
+    solvers = Solvers(
         {n: ds["features"].values for n, ds in x.items()},
-        y["responses"].values,
         pairs,
         alphas=np.array([1.0, 100.0]),
         inner_cv=3,
         row_groups=np.arange(40),
     )
+    out = nested_cv(solvers, y["responses"].values)
     mean = out.training_mean[out.fold]
-    a, b = y["responses"].values[out.rows] - mean, out.predicted - mean
+    a, b = y["responses"].values[out.rows] - mean, out.predicted
+    np.testing.assert_array_equal(a, out.measured)
     r = [np.corrcoef(a[:, t], b[:, t])[0, 1] for t in range(6)]
     np.testing.assert_allclose(out.r, r, atol=1e-5)
     np.testing.assert_allclose(out.r2, 1 - ((a - b) ** 2).sum(0) / (a**2).sum(0), atol=1e-5)

@@ -61,7 +61,7 @@ def test_encoding_section_reports_what_was_planted(stimuli, layers, tmp_path):
         )  # fmt: skip
         rng = np.random.default_rng(seed)
         noise = {"z": features_of(rng.standard_normal((N, 12)), stimuli, "z", "noise")}
-        options = {"splits": 4, "n_permutations": 200, "seed": 0}
+        options = {"splits": 4, "n_permutations": 200, "n_bootstrap": 100, "seed": 0}
         results[subject] = {
             "net": encode(layers, made.responses, **options),
             "noise": encode(noise, made.responses, **options),
@@ -70,7 +70,7 @@ def test_encoding_section_reports_what_was_planted(stimuli, layers, tmp_path):
     names = dict(zip(stimuli.ids, category.tolist(), strict=True))
     section = encoding_section(
         results, titles={"net": "Net", "noise": "Noise"}, baselines=["noise"], category=names,
-        truth=truth, bootstraps=100,
+        truth=truth,
     )  # fmt: skip
     found = estimates(section)
     headline = section.summary[0]
@@ -111,7 +111,7 @@ def test_encoding_section_reports_what_was_planted(stimuli, layers, tmp_path):
     (tmp_path / "data").mkdir()
     again = section_from_folders(
         folders, data=tmp_path / "data", stimuli=stimuli, titles={"net": "Net", "noise": "Noise"},
-        baselines=["noise"], bootstraps=100,
+        baselines=["noise"],
     )  # fmt: skip
     assert again.summary[0].value == pytest.approx(headline.value)
 

@@ -16,6 +16,7 @@ DEFAULT_RESOURCES = {
     "simulate": {"mem_mb": 8000, "runtime": 60, "threads": 1},
     "features": {"mem_mb": 16000, "runtime": 480, "threads": 4},
     "encode": {"mem_mb": 32000, "runtime": 480, "threads": 4},
+    "gather": {"mem_mb": 16000, "runtime": 60, "threads": 1},
     "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1},
     "report": {"mem_mb": 4000, "runtime": 30, "threads": 1},
     "small_clip": {"mem_mb": 4000, "runtime": 240, "threads": 2},
@@ -26,6 +27,7 @@ wildcard_constraints:
     study="|".join(STUDIES),
     model="|".join(MODELS) or "none",
     subject="[A-Za-z0-9]+",
+    part="[0-9]+",
     analysis="encoding|rsa|classification|parametric",
 
 
@@ -84,3 +86,12 @@ def stimuli_source(study):
 def stimuli_folder(study):
     source = stimuli_source(study)
     return source if STUDIES[study]["loader"] == "simulated" else f"{source}/stimuli"
+
+
+def encode_inputs():
+    """What a model of one subject is made from."""
+    return {
+        "data": OUT + "/studies/{study}/data",
+        "stimuli": lambda w: stimuli_source(w.study),
+        "features": OUT + "/features/{study}/{model}.json",
+    }

@@ -1,30 +1,84 @@
-# Brain from features: one job per subject and model, all its layers, cross-validated with the layer chosen inside the training folds.
+# Brain from features: one job per subject and model, all its layers, cross-validated with the layer chosen inside the training
+# folds; with `encoding.parts` above 1 a job for each part of the neuroids, and one that gathers them.
 
 
-rule encode:
-    input:
-        data=OUT + "/studies/{study}/data",
-        stimuli=lambda w: stimuli_source(w.study),
-        features=OUT + "/features/{study}/{model}.json",
-    output:
-        encoded=directory(OUT + "/encoding/{study}/{subject}/{model}"),
-    log:
-        OUT + "/logs/encode/{study}-{subject}-{model}.log",
-    benchmark:
-        OUT + "/benchmarks/encode/{study}-{subject}-{model}.tsv"
-    params:
-        folder=lambda w: stimuli_folder(w.study),
-        options=lambda w: options(
-            seed=config["seed"],
-            minimum_ceiling=config["evaluation"]["minimum_ceiling"],
-            **config["encoding"],
-        ),
-    threads: resource("encode", "threads")
-    resources:
-        mem_mb=resource("encode", "mem_mb"),
-        runtime=resource("encode", "runtime"),
-        gpu=resource("encode", "gpu"),
-    shell:
-        "brainalign encode --features {input.features} --stimuli {params.folder}"
-        " --responses {input.data}/responses/{wildcards.subject}.zarr"
-        " --out {output.encoded} {params.options} --device {config[features][device]} 2> {log}"
+def encode_options(part=None):
+    settings = {k: v for k, v in config["encoding"].items() if k != "parts"}
+    return options(
+        seed=config["seed"],
+        minimum_ceiling=config["evaluation"]["minimum_ceiling"],
+        part=part,
+        **settings,
+    )
+
+
+if config["encoding"]["parts"] == 1:
+
+    rule encode:
+        input:
+            **encode_inputs(),
+        output:
+            encoded=directory(OUT + "/encoding/{study}/{subject}/{model}"),
+        log:
+            OUT + "/logs/encode/{study}-{subject}-{model}.log",
+        benchmark:
+            OUT + "/benchmarks/encode/{study}-{subject}-{model}.tsv"
+        params:
+            folder=lambda w: stimuli_folder(w.study),
+            options=lambda w: encode_options(),
+        threads: resource("encode", "threads")
+        resources:
+            mem_mb=resource("encode", "mem_mb"),
+            runtime=resource("encode", "runtime"),
+            gpu=resource("encode", "gpu"),
+        shell:
+            "brainalign encode --features {input.features} --stimuli {params.folder}"
+            " --responses {input.data}/responses/{wildcards.subject}.zarr"
+            " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
+            " --device {config[features][device]} 2> {log}"
+
+else:
+
+    rule encode_part:
+        input:
+            **encode_inputs(),
+        output:
+            encoded=temp(directory(OUT + "/encoding-parts/{study}/{subject}/{model}/{part}")),
+        log:
+            OUT + "/logs/encode/{study}-{subject}-{model}-{part}.log",
+        benchmark:
+            OUT + "/benchmarks/encode/{study}-{subject}-{model}-{part}.tsv"
+        params:
+            folder=lambda w: stimuli_folder(w.study),
+            options=lambda w: encode_options(part=f"{w.part}/{config['encoding']['parts']}"),
+        threads: resource("encode", "threads")
+        resources:
+            mem_mb=resource("encode", "mem_mb"),
+            runtime=resource("encode", "runtime"),
+            gpu=resource("encode", "gpu"),
+        shell:
+            "brainalign encode --features {input.features} --stimuli {params.folder}"
+            " --responses {input.data}/responses/{wildcards.subject}.zarr"
+            " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
+            " --device {config[features][device]} 2> {log}"
+
+    rule gather:
+        input:
+            **encode_inputs(),
+            parts=expand(
+                OUT + "/encoding-parts/{{study}}/{{subject}}/{{model}}/{part}",
+                part=range(1, config["encoding"]["parts"] + 1),
+            ),
+        output:
+            encoded=directory(OUT + "/encoding/{study}/{subject}/{model}"),
+        log:
+            OUT + "/logs/gather/{study}-{subject}-{model}.log",
+        benchmark:
+            OUT + "/benchmarks/gather/{study}-{subject}-{model}.tsv"
+        threads: resource("gather", "threads")
+        resources:
+            mem_mb=resource("gather", "mem_mb"),
+            runtime=resource("gather", "runtime"),
+        shell:
+            "brainalign gather {input.parts} --out {output.encoded}"
+            " --inputs {input.features} {input.data}/responses/{wildcards.subject}.zarr 2> {log}"

@@ -1,16 +1,13 @@
 """Encoding models: brain responses predicted from features."""
 
 from brainalign.encoding.align import Aligned, align, make_splits
-from brainalign.encoding.compare import compare_models, layer_roi, roi_members
-from brainalign.encoding.encode import (
-    EncodingResult,
-    deviations,
-    encode,
-    read_result,
-    write_result,
-)
+from brainalign.encoding.compare import compare_models, layer_roi
+from brainalign.encoding.encode import encode
+from brainalign.encoding.gather import gather, gather_folders
 from brainalign.encoding.model import fit_encoder, predict
 from brainalign.encoding.partition import partition_variance
+from brainalign.encoding.result import EncodingResult, deviations, read_result, write_result
+from brainalign.encoding.rois import roi_members
 from brainalign.encoding.selection import check_double_dipping, select, selections
 
 __all__ = [
@@ -22,6 +19,8 @@ __all__ = [
     "deviations",
     "encode",
     "fit_encoder",
+    "gather",
+    "gather_folders",
     "layer_roi",
     "make_splits",
     "partition_variance",

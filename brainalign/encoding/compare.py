@@ -8,52 +8,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from brainalign.encoding.encode import EncodingResult, deviations
-from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
-from brainalign.evaluation.significance import bootstrap_counts, bootstrap_r, percentiles
+from brainalign.encoding.result import EncodingResult
+from brainalign.encoding.rois import MEASURES, NESTED, roi_members
+from brainalign.errors import ConfigError, SchemaError
+from brainalign.evaluation.significance import percentiles
 
-__all__ = ["NESTED", "compare_models", "layer_roi", "roi_members"]
+__all__ = ["compare_models", "layer_roi"]
 
-#: Name of the row of `layer_roi` in which each neuroid's layer is chosen in the training folds.
-NESTED = "chosen layer"
 _OVER = ("stimuli", "neuroids", "both")
-_NEUROIDS_AT_ONCE = 2000
-
-
-def roi_members(neuroids: xr.Dataset, rois: Sequence[str] | None = None) -> dict[str, NDArray]:
-    """Return the indices of the neuroids of each ROI, from the ``roi`` coordinate and ``roi_mask``.
-
-    Parameters
-    ----------
-    neuroids : Dataset
-        Any Dataset with the neuroids' coordinates.
-    rois : sequence of str, optional
-        Which, in order; by default all, in order of name. ``"all"`` stands for every neuroid.
-
-    Raises
-    ------
-    UnknownNameError
-        For a ROI that no neuroid has.
-    SchemaError
-        If ROI masks have no names.
-    """
-    names = neuroids["roi"].values.astype(str)
-    members = {r: np.flatnonzero(names == r) for r in sorted(set(names.tolist()) - {""})}
-    if "roi_mask" in neuroids.variables:
-        if "roi_name" not in neuroids.coords:
-            raise SchemaError("'roi_mask' has no coordinate 'roi_name' with the ROIs' names.")
-        for name in neuroids["roi_name"].values.astype(str).tolist():
-            mask = neuroids["roi_mask"].sel(roi_name=name).values
-            if mask.any():
-                members[name] = np.flatnonzero(mask)
-    everything = np.arange(len(names))
-    if rois is None:
-        return members or {"all": everything}
-    known = {**members, "all": everything}
-    for name in rois:
-        if name not in known:
-            raise UnknownNameError(f"There is no ROI {name!r}.{near(name, known)}")
-    return {name: known[name] for name in rois}
 
 
 def layer_roi(
@@ -62,35 +24,38 @@ def layer_roi(
     measure: str = "r",
     rois: Sequence[str] | None = None,
     over: str = "stimuli",
-    n_bootstrap: int = 1000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Mean score of every layer in every ROI, with bootstrap intervals.
 
     Parameters
     ----------
     result : EncodingResult
-        One subject and model.
+        One subject and model. The samples over stimuli are those that `encode` drew.
     measure : {"r", "normalised"}
         Mean over neuroids of r, or of r^2 (with its sign) over the noise ceiling.
     rois : sequence of str, optional
-        See `roi_members`.
+        See `roi_members`. "all" has intervals only where there is no ROI, or over neuroids.
     over : {"stimuli", "neuroids", "both"}
         What is resampled. Fits are not repeated: the interval is that of these fitted models on
-        other test stimuli (neuroids of the ROI).
-    n_bootstrap, level, seed
-        As in `brainalign.evaluation.bootstrap_ci`.
+        other test stimuli (neuroids of the ROI). For "both", neuroids have Poisson weights.
+    level : float
+        Coverage of the intervals.
 
     Returns
     -------
     Dataset
         ``value, low, high`` (layer, roi), the last row being `NESTED`; ``n_neuroids`` (roi).
         ROIs without a neuroid that has the measure are NaN.
+
+    Raises
+    ------
+    ConfigError
+        If the result holds no samples of a ROI.
     """
     rows = [*result.layers, NESTED]
-    members = roi_members(result.predictions, rois)
-    samples = _roi_samples(result, rows, members, measure, over, n_bootstrap, seed)
+    members = roi_members(result.best, rois)
+    samples = _roi_samples(result, rows, members, measure, over)
     value = _roi_values(result, rows, members, measure)
     low, high = percentiles(samples, level)
     dims = ("layer", "roi")
@@ -102,9 +67,8 @@ def layer_roi(
             "n_neuroids": ("roi", [len(m) for m in members.values()]),
         },
         coords={"layer": rows, "roi": list(members), "model": result.model},
-        attrs={"measure": measure, "over": over, "n_bootstrap": n_bootstrap, "level": level,
-               "seed": seed},
-    )  # fmt: skip
+        attrs={"measure": measure, "over": over, "level": level, **_drawn(result)},
+    )
 
 
 def compare_models(
@@ -113,9 +77,7 @@ def compare_models(
     measure: str = "r",
     rois: Sequence[str] | None = None,
     over: str = "stimuli",
-    n_bootstrap: int = 1000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Compare models (baselines among them) in every ROI, by a paired bootstrap.
 
@@ -125,8 +87,8 @@ def compare_models(
     Parameters
     ----------
     results : dict of model name to EncodingResult
-        The same subject, test rows and folds; neuroids that some model lacks are left out.
-    measure, rois, over, n_bootstrap, level, seed
+        The same subject, neuroids, test rows, folds and bootstrap samples.
+    measure, rois, over, level
         As in `layer_roi`.
 
     Returns
@@ -139,24 +101,23 @@ def compare_models(
     Raises
     ------
     SchemaError
-        If the results do not hold the same test rows.
+        If the results do not hold the same test rows, neuroids or samples.
     """
     if not results:
         raise ConfigError("There are no results to compare.")
-    results = _same_rows(results)
+    _check_same(results)
     first = next(iter(results.values()))
-    members = roi_members(first.predictions, rois)
+    members = roi_members(first.best, rois)
     values, samples = [], []
     for result in results.values():
         values.append(_roi_values(result, [NESTED], members, measure)[0])
-        drawn = _roi_samples(result, [NESTED], members, measure, over, n_bootstrap, seed)
-        samples.append(drawn[:, 0])
+        samples.append(_roi_samples(result, [NESTED], members, measure, over)[:, 0])
     value, drawn = np.stack(values), np.stack(samples, axis=1)
     low, high = percentiles(drawn, level)
     pairs = drawn[:, :, None] - drawn[:, None, :]
     d_low, d_high = percentiles(pairs, level)
     share = np.minimum((pairs <= 0).sum(axis=0), (pairs >= 0).sum(axis=0))
-    p = np.minimum(1.0, 2 * (1 + share) / (1 + n_bootstrap))
+    p = np.minimum(1.0, 2 * (1 + share) / (1 + len(drawn)))
     two = ("model", "model_2", "roi")
     return xr.Dataset(
         {
@@ -170,50 +131,39 @@ def compare_models(
             "n_neuroids": ("roi", [len(m) for m in members.values()]),
         },
         coords={"model": list(results), "model_2": list(results), "roi": list(members)},
-        attrs={"measure": measure, "over": over, "n_bootstrap": n_bootstrap, "level": level,
-               "seed": seed},
-    )  # fmt: skip
+        attrs={"measure": measure, "over": over, "level": level, **_drawn(first)},
+    )
 
 
-def _same_rows(results: Mapping[str, EncodingResult]) -> dict[str, EncodingResult]:
+def _drawn(result: EncodingResult) -> dict[str, int]:
+    """Return the number of samples and their seed."""
+    return {name: int(result.bootstrap.attrs[name]) for name in ("n_bootstrap", "seed")}
+
+
+def _check_same(results: Mapping[str, EncodingResult]) -> None:
     names = list(results)
-    first = results[names[0]].predictions
-    common = first["neuroid_id"].values.astype(str)
+    first = results[names[0]]
     for name in names[1:]:
-        other = results[name].predictions
+        other = results[name]
         for coord in ("stimulus_id", "fold"):
-            if not np.array_equal(first[coord].values, other[coord].values):
+            if not np.array_equal(first.bootstrap[coord].values, other.bootstrap[coord].values):
                 raise SchemaError(
                     f"{names[0]!r} and {name!r} were not tested on the same rows: {coord} differs.",
                     "Encode both with the same splits and seed.",
                 )
-        common = common[np.isin(common, other["neuroid_id"].values.astype(str))]
-    if len(common) == 0:
-        raise SchemaError("The results have no neuroid in common.")
-    out = {}
-    for name, result in results.items():
-        own = result.predictions["neuroid_id"].values.astype(str).tolist()
-        place = {n: i for i, n in enumerate(own)}
-        index = np.array([place[n] for n in common.tolist()])
-        out[name] = EncodingResult(
-            scores=result.scores.isel(neuroid=index),
-            best=result.best.isel(neuroid=index),
-            predictions=result.predictions.isel(neuroid=index),
-            encoder=result.encoder,
-            encoders=result.encoders,
-        )
-    return out
-
-
-def _measure(r: NDArray[np.float64], result: EncodingResult, measure: str) -> NDArray[np.float64]:
-    """Turn r (..., neuroid) into the measure; NaN where it has none."""
-    if measure == "r":
-        return r
-    if measure != "normalised":
-        raise ConfigError(f"measure is {measure!r}; expected 'r' or 'normalised'.")
-    usable = np.isfinite(result.best["normalised"].values)
-    ceiling = np.where(usable, result.best["ceiling"].values, np.nan)
-    return np.asarray(r * np.abs(r) / ceiling)
+        ours, theirs = (r.best["neuroid_id"].values.astype(str) for r in (first, other))
+        if not np.array_equal(ours, theirs):
+            raise SchemaError(
+                f"{names[0]!r} and {name!r} do not hold the same neuroids: {len(ours)} and "
+                f"{len(theirs)}, {len(np.intersect1d(ours, theirs))} in common.",
+                "Encode both with the same responses and stimuli.",
+            )
+        if _drawn(first) != _drawn(other):
+            raise SchemaError(
+                f"{names[0]!r} and {name!r} hold different bootstrap samples: {_drawn(first)} and "
+                f"{_drawn(other)}.",
+                "Encode both with the same n_bootstrap and seed.",
+            )
 
 
 def _mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -224,15 +174,18 @@ def _mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def _neuroid_scores(result: EncodingResult, row: str, measure: str) -> NDArray[np.float64]:
+    if measure not in MEASURES:
+        raise ConfigError(f"measure is {measure!r}; expected 'r' or 'normalised'.")
+    ds = result.best if row == NESTED else result.scores.sel(layer=row)
+    return np.asarray(ds[measure].values, dtype=np.float64)
+
+
 def _roi_values(
     result: EncodingResult, rows: Sequence[str], members: dict[str, NDArray], measure: str
 ) -> NDArray[np.float64]:
-    out = np.empty((len(rows), len(members)))
-    for i, row in enumerate(rows):
-        r = result.best["r"] if row == NESTED else result.scores["r"].sel(layer=row)
-        values = _measure(r.values, result, measure)
-        out[i] = [_mean(values[m]) for m in members.values()]
-    return out
+    scores = [_neuroid_scores(result, row, measure) for row in rows]
+    return np.array([[_mean(x[m]) for m in members.values()] for x in scores])
 
 
 def _roi_samples(
@@ -241,46 +194,31 @@ def _roi_samples(
     members: dict[str, NDArray],
     measure: str,
     over: str,
-    n_bootstrap: int,
-    seed: int,
 ) -> NDArray[np.float64]:
     """Bootstrap samples (n_bootstrap, rows, rois) of the mean score."""
     if over not in _OVER:
         raise ConfigError(f"over is {over!r}; expected one of {', '.join(_OVER)}.")
-    ids = result.predictions["stimulus_id"].values.astype(str)
-    counts = bootstrap_counts(len(ids), n_bootstrap, groups=ids, seed=seed)
+    drawn = _drawn(result)
+    if not drawn["n_bootstrap"]:
+        raise ConfigError("The result holds no bootstrap samples.", "Encode with n_bootstrap=1000.")
     if over == "neuroids":
-        counts = np.ones((1, len(ids)))
-    rng = np.random.default_rng([seed, 2])
-    weights = {
-        roi: np.ones((n_bootstrap, len(m)))
-        if over == "stimuli"
-        else rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=n_bootstrap).astype(float)
-        for roi, m in members.items()
-    }
-    out = np.empty((n_bootstrap, len(rows), len(members)))
-    used = np.unique(np.concatenate(list(members.values())))
-    for i, row in enumerate(rows):
-        measured, predicted = deviations(result.predictions, None if row == NESTED else row)
-        total = {roi: np.zeros(n_bootstrap) for roi in members}
-        weight = {roi: np.zeros(n_bootstrap) for roi in members}
-        for start in range(0, len(used), _NEUROIDS_AT_ONCE):
-            part = used[start : start + _NEUROIDS_AT_ONCE]
-            r = bootstrap_r(measured[:, part], predicted[:, part], counts)
-            full = np.full((len(r), measured.shape[1]), np.nan) if measure != "r" else None
-            if full is not None:
-                full[:, part] = r
-                r = _measure(full, result, measure)[:, part]
-            for roi, m in members.items():
-                here = np.isin(part, m)
-                if not here.any():
-                    continue
-                w = weights[roi][:, np.isin(m, part)]
-                x = r[:, here]
-                defined = np.isfinite(x)
-                total[roi] += (np.where(defined, x, 0) * w).sum(axis=1)
-                weight[roi] += (defined * w).sum(axis=1)
-        for j, roi in enumerate(members):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                out[:, i, j] = total[roi] / weight[roi]
-    return out
+        scores = [_neuroid_scores(result, row, measure) for row in rows]
+        rng = np.random.default_rng([drawn["seed"], 2])
+        out = np.empty((drawn["n_bootstrap"], len(rows), len(members)))
+        for j, m in enumerate(members.values()):
+            weights = rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=len(out))
+            for i, x in enumerate(scores):
+                defined = np.isfinite(x[m])
+                total, count = weights @ np.where(defined, x[m], 0.0), weights @ defined
+                out[:, i, j] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return out
+    sums = result.bootstrap
+    missing = [roi for roi in members if roi not in sums["roi"].values]
+    if missing:
+        raise ConfigError(
+            f"encode drew no samples of stimuli for {missing[0]!r}, only for ROIs.",
+            "Give these neuroids a roi before encoding.",
+        )
+    chosen = sums.sel(over=over, measure=measure, layer=list(rows), roi=list(members))
+    total, count = chosen["total"].values, chosen["count"].values
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

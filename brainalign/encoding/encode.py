@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
 
 from brainalign.data.schema import validate
 from brainalign.data.splits import Split
-from brainalign.data.store import atomic_dir, read, write
-from brainalign.encoding.align import Aligned, Splits, align, make_splits
+from brainalign.data.store import sha256_of
+from brainalign.encoding.align import Aligned, Splits, align, make_splits, neuroid_coords
+from brainalign.encoding.blocks import Plan, Sizes, neuroid_chunk, part_slice, plan_blocks
+from brainalign.encoding.gather import gather
 from brainalign.encoding.model import encoder_dataset, fit_all
-from brainalign.encoding.nested import NestedPredictions, check_inner, group_best, nested_cv
-from brainalign.encoding.selection import check_double_dipping
-from brainalign.errors import ConfigError, SchemaError, UnavailableError
-from brainalign.evaluation.ceilings import noise_ceiling, normalised_score
-from brainalign.evaluation.significance import (
-    fdr,
-    max_statistic_p,
-    permutation_p,
-    permutation_test,
+from brainalign.encoding.nested import (
+    ALL_ROWS,
+    NestedPredictions,
+    Solvers,
+    check_inner,
+    group_best,
+    nested_cv,
 )
-from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
+from brainalign.encoding.result import EncodingResult, read_result, write_result
+from brainalign.encoding.rois import ALL_ROIS, NESTED, RoiSums, roi_members
+from brainalign.encoding.selection import check_double_dipping
+from brainalign.errors import ConfigError, SchemaError
+from brainalign.evaluation.ceilings import noise_ceiling, normalised_score
+from brainalign.evaluation.significance import PermutationTest, permutation_p, permutation_test
+from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas
 from brainalign.linear.solvers import resolve_device
 
-__all__ = ["EncodingResult", "deviations", "encode", "read_result", "write_result"]
+__all__ = ["encode"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,46 +49,22 @@ PERMUTATIONS = ("auto", "predictions", "pooled", "refit", "none")
 COLUMNS_IN_FLIGHT = 20_000
 
 
-@dataclass
-class EncodingResult:
-    """Scores, predictions and encoders of one subject and one model.
+@dataclass(frozen=True)
+class _Options:
+    """Options of `encode` that its steps need."""
 
-    Parameters
-    ----------
-    scores : Dataset
-        ``scores`` schema (layer, neuroid): r, r2, normalised, p, q, alpha; ceiling (neuroid).
-    best : Dataset
-        ``scores`` schema (neuroid): the same for the layer chosen in the training folds, with
-        ``best_layer`` (chosen on all data, as the encoders), ``layer_agreement`` (share of folds
-        that chose it) and, where it was computed, ``p_max`` (family-wise).
-    predictions : Dataset
-        ``measured``, ``predicted`` (presentation, neuroid), ``predicted_layer`` (layer,
-        presentation, neuroid) and ``training_mean`` (fold, neuroid); coordinates stimulus_id and
-        fold.
-    encoder : Dataset
-        ``encoder`` schema: all neuroids, on the layer that is best for all of them together.
-    encoders : dict of layer to Dataset
-        ``encoder`` schema: each neuroid on the layer chosen for it.
-    exclusions : list of str
-        What was left out, with counts.
-    """
-
-    scores: xr.Dataset
-    best: xr.Dataset
-    predictions: xr.Dataset
-    encoder: xr.Dataset
-    encoders: dict[str, xr.Dataset]
-    exclusions: list[str] = field(default_factory=list)
-
-    @property
-    def model(self) -> str:
-        """The name of the model."""
-        return str(self.scores["model"].values)
-
-    @property
-    def layers(self) -> list[str]:
-        """The names of the layers."""
-        return [str(n) for n in self.scores["layer"].values]
+    grid: NDArray[np.float64]
+    inner_cv: int | str
+    choose: str
+    mode: str
+    n_permutations: int
+    n_bootstrap: int
+    threshold: float
+    keep_predictions: bool
+    repetitions: str
+    seed: int
+    device: str
+    target_batch: int | None
 
 
 def encode(
@@ -100,9 +85,14 @@ def encode(
     ceiling_threshold: float = 0.1,
     permutation: str = "auto",
     n_permutations: int = 1000,
+    n_bootstrap: int = 1000,
+    keep_predictions: bool = True,
     seed: int = 0,
     device: str = "auto",
     target_batch: int | None = None,
+    memory_gib: float | None = None,
+    part: tuple[int, int] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> EncodingResult:
     r"""Fit and score encoding models of every layer, with the layer chosen by nested validation.
 
@@ -112,6 +102,11 @@ def encode(
     In each outer fold, features are z-scored by the training rows, and alphas (per neuroid and
     layer) and layers (per neuroid, ROI, or one for all) are chosen by validation inside the
     training rows. The reported scores come from test rows that took no part in any choice.
+
+    Neuroids are worked on in blocks that keep `memory_gib`. Responses that lie in a store are read
+    block by block, each chunk once. The size of the blocks changes no number beyond the rounding of
+    float32 (the draws of a null distribution that fall on neuroids left out go to others of their
+    block).
 
     Parameters
     ----------
@@ -151,12 +146,25 @@ def encode(
         "predictions" for one split, "pooled" for K folds, or "refit" where layers are shared.
     n_permutations : int
         Exchanges; for "pooled", draws of a neuroid and an exchange.
+    n_bootstrap : int
+        Bootstrap samples over stimuli, for the intervals of `layer_roi` and `compare_models`; with
+        0 there are none.
+    keep_predictions : bool
+        Keep measured and predicted responses: as large as the tested responses, twice.
     seed : int
-        Seed of folds and permutations.
+        Seed of folds, permutations and samples.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"`` ...
     target_batch : int, optional
-        Neuroids in flight.
+        Neuroids in one product.
+    memory_gib : float, optional
+        Most memory (GiB) that the process may hold, the program included; by default what it holds
+        and half of what is free. Neuroids that share their layer must fit together.
+    part : (int, int), optional
+        ``(k, m)``: only the k-th of m parts of the neuroids, for `gather`.
+    checkpoint : path, optional
+        Folder for finished blocks. A run that was stopped goes on from there, with the same
+        features, responses and options; it is removed in the end.
 
     Returns
     -------
@@ -169,7 +177,7 @@ def encode(
     LeakError
         A stimulus in train and test, or neuroids chosen on test stimuli.
     ConfigError
-        Options that cannot be used.
+        Options that cannot be used, or too little memory.
 
     References
     ----------
@@ -188,176 +196,70 @@ def encode(
         raise ConfigError(f'n_permutations is {n_permutations}; use permutation="none" for none.')
     if target_batch is not None and target_batch < 1:
         raise ConfigError(f"target_batch is {target_batch}; expected at least 1.")
-    aligned = align(
-        features, responses, repetitions=repetitions, stimuli=stimuli, bad_neuroids=bad_neuroids,
-        repeats=repeats,
-    )  # fmt: skip
-    pairs = make_splits(
-        aligned, splits, seed=seed, stimulus_sha256=stimulus_sha256, allow_leak=allow_leak
-    )
-    tested = np.unique(aligned.row_id[np.concatenate([test for _, test in pairs])])
-    check_double_dipping(responses, tested.tolist())
-    mode = _permutation_mode(permutation, len(pairs), choose)
-    check_inner(inner_cv, aligned.row_stimulus)
-    nc = _ceiling(ceiling, aligned, responses, np.sort(np.concatenate([test for _, test in pairs])))
-    _check_exchange(mode, aligned, pairs)
-    groups = _groups(aligned.neuroids, choose)
-    options: dict[str, Any] = {
-        "alphas": grid,
-        "inner_cv": inner_cv,
-        "row_groups": aligned.row_stimulus,
-        "seed": seed,
-        "device": device,
-        "target_batch": target_batch,
-    }
-    X = {name: aligned.rows(name) for name in aligned.features}
-    Y = aligned.responses
-    n = Y.shape[1]
-    rng = np.random.default_rng([seed, 1])
-    null: NDArray[np.float32] | None = None
-    if mode == "pooled":
-        null = _pooled_columns(aligned, n_permutations, rng)
-        shared = np.concatenate([groups, groups.max() + 1 + np.arange(null.shape[1])])
-        out = nested_cv(X, np.hstack([Y, null]), pairs, target_groups=shared, keep=n, **options)
-    else:
-        out = nested_cv(X, Y, pairs, target_groups=groups, **options)
-
-    fits = {name: fit_all(aligned, name, grid, inner_cv, seed, device, target_batch) for name in X}
-    score = np.stack([f.score.cpu().numpy() for f in fits.values()])
-    final, overall = _final_choice(score, groups)
-    if len(grid) > 1:
-        index = np.stack([f.index.cpu().numpy() for f in fits.values()])
-        here = np.arange(n)
-        warn_edges(index[final, here], score[final, here], grid)
-
-    predictions = _predictions(aligned, out)
-    p, p_layer, p_max = _significance(
-        mode, out, predictions, aligned, X, pairs, groups, options, n_permutations, seed, rng
-    )
-    alpha = np.stack([f.alpha.cpu().numpy() for f in fits.values()])
-    common = _attrs(
-        aligned, grid, inner_cv, choose, mode, n_permutations, seed, len(pairs), repetitions,
-        ceiling_threshold, tested,
-    )  # fmt: skip
-    if "selections" in responses.attrs:
-        common["selections"] = responses.attrs["selections"]
-    scores, _ = _scores(
-        aligned, out.r_layer[:, :n], out.r2_layer[:, :n], p_layer, alpha, nc, ceiling_threshold,
-        list(X),
-    )  # fmt: skip
-    best, n_low = _scores(
-        aligned, out.r[:n], out.r2[:n], p, alpha[final, np.arange(n)], nc, ceiling_threshold, None
-    )
-    best["best_layer"] = ("neuroid", np.asarray(list(X))[final])
-    best["layer_agreement"] = ("neuroid", (out.choice[:, :n] == final).mean(axis=0))
-    if p_max is not None:
-        best["p_max"] = ("neuroid", p_max)
-    scores.attrs.update(common)
-    best.attrs.update(common)
-    exclusions = [f"{c} neuroids: {reason}" for reason, c in aligned.excluded.items()]
-    if nc is not None and n_low:
-        exclusions.append(
-            f"{n_low} of {n} neuroids have a noise ceiling below {ceiling_threshold:g} or none: "
-            "no normalised score"
+    if n_bootstrap < 0:
+        raise ConfigError(f"n_bootstrap is {n_bootstrap}; expected at least 0.")
+    if part is not None and choose != "neuroid":
+        raise ConfigError(
+            f"choose={choose!r} needs all neuroids at once; part {part[0]} of {part[1]} holds few.",
+            'Use choose="neuroid", or encode all in one piece.',
         )
-    undefined = int(np.isnan(best["r"].values).sum())
-    if undefined:
-        exclusions.append(f"{undefined} of {n} neuroids have no score (constant in the test rows)")
-    left_out = len(np.unique(responses["stimulus_id"].values)) - len(aligned.stimulus_id)
-    if left_out:
-        exclusions.append(f"{left_out} stimuli of the responses have no features")
-    names = list(X)
-    layer = names[overall]
-    return EncodingResult(
-        scores=validate(scores, "scores"),
-        best=validate(best, "scores"),
-        predictions=predictions,
-        encoder=encoder_dataset(
-            aligned, layer, fits[layer], np.arange(n), target_batch=target_batch
-        ),
-        encoders={
-            name: encoder_dataset(
-                aligned, name, fits[name], np.flatnonzero(final == i), target_batch=target_batch
-            )
-            for i, name in enumerate(names)
-            if (final == i).any()
+    validate(responses, "responses")
+    n = responses.sizes["neuroid"]
+    within = slice(0, n)
+    if part is not None:
+        within = part_slice(n, neuroid_chunk(responses), part)
+    options = _Options(
+        grid, inner_cv, choose, permutation, n_permutations, n_bootstrap, ceiling_threshold,
+        keep_predictions, repetitions, seed, device, target_batch,
+    )  # fmt: skip
+    plan = _plan(features, responses, within, splits, options, memory_gib)
+    work = _Work(
+        features=features,
+        responses=responses,
+        ceiling=_check_ceiling(ceiling, n),
+        align_options={
+            "repetitions": repetitions, "stimuli": stimuli, "bad_neuroids": bad_neuroids,
+            "repeats": repeats,
         },
-        exclusions=exclusions,
-    )
-
-
-def deviations(
-    predictions: xr.Dataset, layer: str | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Measured and predicted responses as deviations from the training mean of their fold.
-
-    Parameters
-    ----------
-    predictions : Dataset
-        Of an `EncodingResult`.
-    layer : str, optional
-        A layer; by default the prediction by nested choice.
-
-    Returns
-    -------
-    measured, predicted : ndarray, shape (n_tested, n_neuroids)
-    """
-    mean = predictions["training_mean"].values[predictions["fold"].values]
-    if layer is None:
-        predicted = predictions["predicted"].values
-    else:
-        predicted = predictions["predicted_layer"].sel(layer=layer).values
-    measured = predictions["measured"].values
-    return (measured - mean).astype(np.float64), (predicted - mean).astype(np.float64)
-
-
-def write_result(
-    result: EncodingResult,
-    folder: str | Path,
-    *,
-    provenance: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write a result as a folder of artefacts, atomically.
-
-    The folder holds ``scores.zarr``, ``best.zarr``, ``predictions.zarr``, ``encoder.zarr``,
-    ``encoders/NN.zarr`` (one per chosen layer) and ``result.json``.
-    """
-    with atomic_dir(folder, overwrite=overwrite) as made:
-        for name, kind in (("scores", "scores"), ("best", "scores"), ("encoder", "encoder")):
-            write(getattr(result, name), made / f"{name}.zarr", kind, provenance=provenance)
-        write(result.predictions, made / "predictions.zarr", None, provenance=provenance)
-        (made / "encoders").mkdir()
-        for i, ds in enumerate(result.encoders.values()):
-            write(ds, made / "encoders" / f"{i:02d}.zarr", "encoder", provenance=provenance)
-        record = {"layers": list(result.encoders), "exclusions": result.exclusions}
-        (made / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return Path(folder)
-
-
-def read_result(folder: str | Path) -> EncodingResult:
-    """Read what `write_result` wrote.
-
-    Raises
-    ------
-    UnavailableError
-        If the folder holds no result.
-    """
-    folder = Path(folder)
-    if not (folder / "result.json").is_file():
-        raise UnavailableError(f"{folder} holds no encoding result (result.json).")
-    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return EncodingResult(
-        scores=read(folder / "scores.zarr", "scores"),
-        best=read(folder / "best.zarr", "scores"),
-        predictions=read(folder / "predictions.zarr"),
-        encoder=read(folder / "encoder.zarr", "encoder"),
-        encoders={
-            name: read(folder / "encoders" / f"{i:02d}.zarr", "encoder")
-            for i, name in enumerate(record["layers"])
+        split_options={
+            "splits": splits, "stimulus_sha256": stimulus_sha256, "allow_leak": allow_leak,
         },
-        exclusions=record["exclusions"],
-    )
+        options=options,
+        plan=plan,
+    )  # fmt: skip
+    blocks = list(plan.blocks(within))
+    folder = None
+    if checkpoint is not None:
+        folder = Path(checkpoint) / work.key(blocks)
+    done: list[EncodingResult] = []
+    silent = None if len(blocks) > 1 else True
+    for block in tqdm(blocks, desc="encode", unit="block", disable=silent):
+        at = None if folder is None else folder / f"{block.start:09d}"
+        if at is not None and at.is_dir():
+            done.append(read_result(at))
+            continue
+        result = work.encode(block)
+        if result is None:
+            continue
+        if at is not None:
+            write_result(result, at)
+            result = read_result(at)
+        done.append(result)
+    if not done:
+        # Raises, naming what is wrong with the neuroids.
+        align(features, responses.isel(neuroid=blocks[-1]), **work.align_options)
+    out = gather(done)
+    for reason, count in work.left_out.items():
+        out.excluded[reason] = out.excluded.get(reason, 0) + count
+    if part is not None:
+        for ds in (out.scores, out.best):
+            ds.attrs["part"] = f"{part[0]}/{part[1]}"
+    if folder is not None and folder.is_dir():
+        out = _loaded(out)
+        shutil.rmtree(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return out
 
 
 def _permutation_mode(permutation: str, n_splits: int, choose: str) -> str:
@@ -419,109 +321,348 @@ def _exchange(aligned: Aligned, rng: np.random.Generator) -> NDArray[np.intp]:
     return order
 
 
-def _pooled_columns(aligned: Aligned, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    Y = aligned.responses
-    which = rng.integers(Y.shape[1], size=n)
-    return np.stack([Y[_exchange(aligned, rng), v] for v in which], axis=1)
+class _Work:
+    """The analysis of one block of neuroids after the other, with what they share."""
 
+    def __init__(
+        self,
+        features: Mapping[str, xr.Dataset] | xr.Dataset,
+        responses: xr.Dataset,
+        ceiling: NDArray[np.float64] | None,
+        align_options: dict[str, Any],
+        split_options: dict[str, Any],
+        options: _Options,
+        plan: Plan,
+    ) -> None:
+        self.features, self.responses, self.ceiling = features, responses, ceiling
+        self.align_options, self.split_options = align_options, split_options
+        self.options, self.plan = options, plan
+        #: Neuroids of blocks without a single usable one, by reason.
+        self.left_out: dict[str, int] = {}
+        self._neuroids = neuroid_coords(responses)
+        self._rois = roi_members(self._neuroids)
+        if len(self._rois) > 1:
+            self._rois |= roi_members(self._neuroids, [ALL_ROIS])
+        rng = np.random.default_rng([options.seed, 1])
+        #: The neuroid of each draw of a pooled null distribution.
+        self._drawn = rng.integers(responses.sizes["neuroid"], size=options.n_permutations)
+        self._begun = False
 
-def _significance(
-    mode: str,
-    out: NestedPredictions,
-    predictions: xr.Dataset,
-    aligned: Aligned,
-    X: dict[str, NDArray[np.float32]],
-    pairs: list[Split],
-    groups: NDArray[np.int64],
-    options: dict[str, Any],
-    n_permutations: int,
-    seed: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
-    n = aligned.responses.shape[1]
-    if mode == "none":
-        return np.full(n, np.nan), np.full((len(X), n), np.nan), None
-    if mode == "pooled":
-        p = _from_null(out.r[:n], out.r[n:])
-        layers = [_from_null(r[:n], r[n:]) for r in out.r_layer]
-        return p, np.stack(layers), None
-    if mode == "predictions":
-        tests = [
-            permutation_test(
-                *deviations(predictions, layer), n_permutations=n_permutations, seed=seed
+    def key(self, blocks: Sequence[slice]) -> str:
+        """Name what the blocks' results depend on."""
+        named = {"": self.features} if isinstance(self.features, xr.Dataset) else self.features
+        values = [x for n, ds in named.items() for x in (n, np.asarray(ds["features"].values))]
+        attrs = {k: str(v) for k, v in self.responses.attrs.items()}
+        given = {k: str(v) for k, v in vars(self.options).items() if k != "device"}
+        splits = {k: repr(v) for k, v in self.split_options.items()}
+        return sha256_of(
+            *values, attrs, given, splits, self.align_options, [b.start for b in blocks],
+            self.responses["stimulus_id"].values.astype(str),
+            self._neuroids["neuroid_id"].values.astype(str),
+            np.zeros(0) if self.ceiling is None else self.ceiling,
+        )[:16]  # fmt: skip
+
+    def encode(self, block: slice) -> EncodingResult | None:
+        """Return the result of a block; None if it holds no neuroid that can be used."""
+        data = self.responses.isel(neuroid=block)
+        if not self._usable(data):
+            return None
+        # Features are read once: later blocks are aligned with the first feature alone.
+        features = self.thin if self._begun else self.features
+        aligned = align(features, data, **self.align_options)
+        names = data["neuroid_id"].values.astype(str)
+        del data
+        if not self._begun:
+            self._begin(aligned)
+        aligned = replace(aligned, features={})
+        kept = np.flatnonzero(np.isin(names, aligned.neuroids["neuroid_id"].values.astype(str)))
+        return self._result(aligned, block, kept)
+
+    def _usable(self, data: xr.Dataset) -> bool:
+        """Whether a block of several holds a neuroid that varies; counts those of others."""
+        if data.sizes["neuroid"] == self.responses.sizes["neuroid"] or (
+            self.align_options["bad_neuroids"] != "exclude"
+        ):
+            return True
+        values = np.asarray(data["responses"].values)
+        finite = np.isfinite(values.sum(axis=0, dtype=np.float64))
+        varies = (values != values[:1]).any(axis=0)
+        if (finite & varies).any():
+            return True
+        for reason, bad in (("NaN or infinite", ~finite), ("constant", finite)):
+            if bad.any():
+                self.left_out[reason] = self.left_out.get(reason, 0) + int(bad.sum())
+        return False
+
+    def _begin(self, aligned: Aligned) -> None:
+        """Check what does not depend on the neuroids, and make what they share."""
+        o = self.options
+        self.pairs = make_splits(aligned, seed=o.seed, **self.split_options)
+        self.rows = np.sort(np.concatenate([test for _, test in self.pairs]))
+        self.tested = np.unique(aligned.row_id[self.rows])
+        check_double_dipping(self.responses, self.tested.tolist())
+        self.options = replace(o, mode=_permutation_mode(o.mode, len(self.pairs), o.choose))
+        check_inner(o.inner_cv, aligned.row_stimulus)
+        _check_exchange(self.options.mode, aligned, self.pairs)
+        self.solvers = Solvers(
+            {name: aligned.rows(name) for name in aligned.features},
+            self.pairs,
+            alphas=o.grid,
+            inner_cv=o.inner_cv,
+            row_groups=aligned.row_stimulus,
+            seed=o.seed,
+            device=o.device,
+            keep=self.plan.keep,
+        )
+        named = self.features
+        if isinstance(named, xr.Dataset):
+            named = {next(iter(aligned.features)): named}
+        self.thin = {n: ds.isel(feature=slice(1)).compute() for n, ds in named.items()}
+        self.model = str(next(iter(aligned.meta.values()))["model"].values)
+        self.notes: list[str] = []
+        left_out = len(np.unique(self.responses["stimulus_id"].values)) - len(aligned.stimulus_id)
+        if left_out:
+            self.notes.append(f"{left_out} stimuli of the responses have no features")
+        self._begun = True
+
+    def _result(self, aligned: Aligned, block: slice, kept: NDArray[np.intp]) -> EncodingResult:
+        o, layers, pairs = self.options, list(self.solvers.features), self.pairs
+        Y = aligned.responses
+        n = Y.shape[1]
+        groups = _groups(aligned.neuroids, o.choose)
+        nc = self._ceiling(aligned, block, kept)
+        ids = aligned.row_id[self.rows]
+        sums = RoiSums(
+            [*layers, NESTED],
+            _within(self._rois, block, kept),
+            ids,
+            aligned.neuroids["neuroid_id"].values.astype(str),
+            np.where((nc >= o.threshold) & (nc > 0), nc, np.nan),
+            n_bootstrap=o.n_bootstrap,
+            seed=o.seed,
+            device=o.device,
+        )
+        tests: list[PermutationTest] = []
+
+        def each(i: int, measured: NDArray[np.float32], predicted: NDArray[np.float32]) -> None:
+            sums.add(i, measured, predicted)
+            if o.mode == "predictions":
+                tests.append(
+                    permutation_test(
+                        measured, predicted, n_permutations=o.n_permutations, seed=o.seed,
+                        device=o.device,
+                    )
+                )  # fmt: skip
+
+        if o.mode == "pooled":
+            exchanged = self._exchanged(aligned, block, kept)
+            shared = np.arange(n + exchanged.shape[1])
+            both = np.hstack([Y, exchanged])
+            out = nested_cv(
+                self.solvers, both, target_groups=shared, keep=n, target_batch=o.target_batch,
+                each_layer=each,
+            )  # fmt: skip
+            del both
+        else:
+            out = nested_cv(
+                self.solvers, Y, target_groups=groups, target_batch=o.target_batch, each_layer=each
             )
-            for layer in (None, *X)
-        ]
-        return tests[0].p, np.stack([t.p for t in tests[1:]]), tests[0].p_max
-    hits = np.zeros((1 + len(X), n))
-    null_max = []
-    per_batch = max(1, COLUMNS_IN_FLIGHT // n)
-    observed = np.vstack([out.r, out.r_layer])
-    for start in range(0, n_permutations, per_batch):
-        count = min(per_batch, n_permutations - start)
-        permuted = [aligned.responses[_exchange(aligned, rng)] for _ in range(count)]
-        shared = np.concatenate([groups + i * (groups.max() + 1) for i in range(count)])
-        null = nested_cv(X, np.hstack(permuted), pairs, target_groups=shared, keep=0, **options)
-        r = np.vstack([null.r, null.r_layer]).reshape(1 + len(X), count, n)
-        hits += (np.nan_to_num(r, nan=-np.inf) >= observed[:, None] - 1e-12).sum(axis=1)
-        null_max.append(np.nanmax(r[0], axis=1))
-    p = np.where(np.isnan(observed), np.nan, permutation_p(hits, n_permutations))
-    return p[0], p[1:], max_statistic_p(out.r, np.concatenate(null_max))
+        each(len(layers), out.measured, out.predicted)
+        if o.mode == "pooled":
+            r = np.vstack([out.r_layer[:, n:], out.r[None, n:]])
+            null = xr.Dataset({"r": (("layer", "draw"), r)}, coords={"layer": [*layers, NESTED]})
+            p = np.full((len(layers) + 1, n), np.nan)
+        else:
+            p, null = self._p(aligned, groups, out, tests)
+
+        fits = [fit_all(self.solvers, name, Y, o.target_batch) for name in layers]
+        index, score = np.stack([f[0] for f in fits]), np.stack([f[1] for f in fits])
+        final = group_best(torch.as_tensor(score), torch.as_tensor(groups)).numpy()
+        here = np.arange(n)
+        attrs = _attrs(aligned, o, len(pairs), self.tested)
+        if "selections" in self.responses.attrs:
+            attrs["selections"] = self.responses.attrs["selections"]
+        scores = _scores(
+            aligned, out.r_layer[:, :n], out.r2_layer[:, :n], p[:-1], o.grid[index], score, nc,
+            o.threshold, layers, self.model,
+        )  # fmt: skip
+        best = _scores(
+            aligned, out.r[:n], out.r2[:n], p[-1], o.grid[index[final, here]], score[final, here],
+            nc, o.threshold, None, self.model,
+        )  # fmt: skip
+        best["best_layer"] = ("neuroid", np.asarray(layers)[final])
+        best["layer_agreement"] = ("neuroid", (out.choice[:, :n] == final).mean(axis=0))
+        scores.attrs.update(attrs)
+        best.attrs.update(attrs)
+        rows = {
+            "stimulus_id": ("presentation", ids),
+            "fold": ("presentation", out.fold),
+            "repeats": ("presentation", aligned.repeats[out.rows]),
+        }
+        return EncodingResult(
+            scores=validate(scores, "scores"),
+            best=validate(best, "scores"),
+            encoders={
+                name: encoder_dataset(
+                    self.solvers, name, aligned, index[i], np.flatnonzero(final == i),
+                    target_batch=o.target_batch,
+                )
+                for i, name in enumerate(layers)
+                if (final == i).any()
+            },
+            bootstrap=sums.dataset().assign_coords(rows),
+            null=null,
+            predictions=_predictions(aligned, out, rows) if o.keep_predictions else None,
+            excluded=dict(aligned.excluded),
+            notes=[*self.notes, *self._rank_notes()],
+        )  # fmt: skip
+
+    def _p(
+        self,
+        aligned: Aligned,
+        groups: NDArray[np.int64],
+        out: NestedPredictions,
+        tests: list[PermutationTest],
+    ) -> tuple[NDArray[np.float64], xr.Dataset]:
+        """P-values (n_layers + 1, n_neuroids), and the null's maxima for the chosen layers."""
+        o = self.options
+        n = aligned.responses.shape[1]
+        if o.mode == "none":
+            return np.full((len(out.r_layer) + 1, n), np.nan), xr.Dataset()
+        if o.mode == "predictions":
+            maxima = tests[-1].null_max
+            return np.stack([t.p for t in tests]), _maximum(maxima)
+        observed = np.vstack([out.r_layer, out.r])
+        hits = np.zeros(observed.shape)
+        null_max = []
+        # The same exchanges in every block.
+        rng = np.random.default_rng([o.seed, 1])
+        per_batch = max(1, min(COLUMNS_IN_FLIGHT, self.plan.room) // n)
+        for start in range(0, o.n_permutations, per_batch):
+            count = min(per_batch, o.n_permutations - start)
+            permuted = [aligned.responses[_exchange(aligned, rng)] for _ in range(count)]
+            shared = np.concatenate([groups + i * (groups.max() + 1) for i in range(count)])
+            null = nested_cv(
+                self.solvers, np.hstack(permuted), target_groups=shared, keep=0,
+                target_batch=o.target_batch,
+            )  # fmt: skip
+            r = np.vstack([null.r_layer, null.r]).reshape(len(observed), count, n)
+            hits += (np.nan_to_num(r, nan=-np.inf) >= observed[:, None] - 1e-12).sum(axis=1)
+            null_max.append(np.nanmax(r[-1], axis=1))
+        p = np.where(np.isnan(observed), np.nan, permutation_p(hits, o.n_permutations))
+        return p, _maximum(np.concatenate(null_max))
+
+    def _exchanged(
+        self, aligned: Aligned, block: slice, kept: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Exchanged responses of the neuroids of this block that were drawn; see `encode`."""
+        draws = np.flatnonzero((self._drawn >= block.start) & (self._drawn < block.stop))
+        place = np.searchsorted(kept, self._drawn[draws] - block.start) % len(kept)
+        out = np.empty((len(aligned.responses), len(draws)), dtype=np.float32)
+        for j, (draw, v) in enumerate(zip(draws.tolist(), place.tolist(), strict=True)):
+            rng = np.random.default_rng([self.options.seed, 1, draw])
+            out[:, j] = aligned.responses[_exchange(aligned, rng), v]
+        return out
+
+    def _ceiling(
+        self, aligned: Aligned, block: slice, kept: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
+        if self.ceiling is not None:
+            return self.ceiling[block][kept]
+        if aligned.ncsnr is None:
+            return np.full(len(kept), np.nan)
+        return noise_ceiling(aligned.ncsnr, aligned.repeats[self.rows])
+
+    def _rank_notes(self) -> list[str]:
+        """Say which layers hold features that others hold already."""
+        out = []
+        for name in self.solvers.features:
+            f = self.solvers(name, ALL_ROWS).factors
+            possible = min(len(f.X) - int(f.centred), f.X.shape[1])
+            if f.rank < possible:
+                out.append(
+                    f"layer {name!r}: its features span {f.rank} of {possible} possible "
+                    "directions (some are constant or sums of others), so single weights are not "
+                    "unique; predictions are as good"
+                )
+        return out
 
 
-def _from_null(r: NDArray[np.float64], null: NDArray[np.float64]) -> NDArray[np.float64]:
-    null = np.sort(np.nan_to_num(null, nan=-np.inf))
-    hits = len(null) - np.searchsorted(null, r - 1e-12, side="left")
-    return np.where(np.isnan(r), np.nan, permutation_p(hits, len(null)))
-
-
-def _final_choice(
-    score: NDArray[np.float64], groups: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], int]:
-    import torch
-
-    tensor = torch.as_tensor(score)
-    final = group_best(tensor, torch.as_tensor(groups)).numpy()
-    everyone = group_best(tensor, torch.zeros(score.shape[1], dtype=torch.int64))
-    return final, int(everyone[0])
-
-
-def _ceiling(
-    ceiling: ArrayLike | None,
-    aligned: Aligned,
+def _plan(
+    features: Mapping[str, xr.Dataset] | xr.Dataset,
     responses: xr.Dataset,
-    rows: NDArray[np.intp],
-) -> NDArray[np.float64] | None:
+    within: slice,
+    splits: Splits,
+    options: _Options,
+    memory_gib: float | None,
+) -> Plan:
+    layers = [features] if isinstance(features, xr.Dataset) else list(features.values())
+    presentations = rows = responses["responses"].shape[0]
+    if options.repetitions == "average" and "stimulus_id" in responses.coords:
+        rows = len(np.unique(responses["stimulus_id"].values))
+    sizes = Sizes(
+        presentations=presentations,
+        rows=rows,
+        features=[ds.sizes.get("feature", 1) for ds in layers] or [1],
+        folds=int(splits) if isinstance(splits, int | np.integer) else len(splits),
+        inner=1 if isinstance(options.inner_cv, str) else int(options.inner_cv),
+        bootstraps=options.n_bootstrap,
+        null=options.n_permutations,
+        predictions=options.keep_predictions,
+    )
+    n = within.stop - within.start
+    plan = plan_blocks(
+        sizes, n, neuroid_chunk(responses), memory_gib, resolve_device(options.device)
+    )
+    if plan.step < n and options.choose != "neuroid":
+        raise ConfigError(
+            f"choose={options.choose!r} needs all {n} neuroids at once, but only {plan.room} fit "
+            "into the memory limit.",
+            'Raise memory_gib, or use choose="neuroid".',
+        )
+    return plan
+
+
+def _within(
+    members: Mapping[str, NDArray[np.intp]], block: slice, kept: NDArray[np.intp]
+) -> dict[str, NDArray[np.intp]]:
+    """Members of each ROI among the neuroids of a block that are kept, by their place there."""
+    return {roi: np.flatnonzero(np.isin(kept + block.start, m)) for roi, m in members.items()}
+
+
+def _maximum(values: NDArray[np.float64]) -> xr.Dataset:
+    return xr.Dataset({"maximum": ("permutation", values)})
+
+
+def _loaded(result: EncodingResult) -> EncodingResult:
+    kept = result.predictions
+    return replace(
+        result,
+        scores=result.scores.load(),
+        best=result.best.load(),
+        encoders={name: ds.load() for name, ds in result.encoders.items()},
+        predictions=None if kept is None else kept.load(),
+    )
+
+
+def _check_ceiling(ceiling: ArrayLike | None, n: int) -> NDArray[np.float64] | None:
     if ceiling is None:
-        return (
-            None if aligned.ncsnr is None else noise_ceiling(aligned.ncsnr, aligned.repeats[rows])
-        )
+        return None
     values = np.asarray(ceiling, dtype=np.float64)
-    if values.shape != (responses.sizes["neuroid"],):
-        raise SchemaError(
-            f"ceiling has shape {values.shape}; expected ({responses.sizes['neuroid']},)."
-        )
-    names = responses["neuroid_id"].values.astype(str).tolist()
-    place = {name: i for i, name in enumerate(names)}
-    kept = aligned.neuroids["neuroid_id"].values.astype(str).tolist()
-    return values[[place[name] for name in kept]]
+    if values.shape != (n,):
+        raise SchemaError(f"ceiling has shape {values.shape}; expected ({n},).")
+    return values
 
 
-def _predictions(aligned: Aligned, out: NestedPredictions) -> xr.Dataset:
+def _predictions(aligned: Aligned, out: NestedPredictions, rows: Mapping[str, Any]) -> xr.Dataset:
     dims = ("presentation", "neuroid")
     ds = xr.Dataset(
         {
             "measured": (dims, aligned.responses[out.rows]),
-            "predicted": (dims, out.predicted),
-            "predicted_layer": (("layer", *dims), out.predicted_layer),
+            "predicted": (dims, out.predicted + out.training_mean[out.fold]),
             "training_mean": (("fold_number", "neuroid"), out.training_mean),
         },
-        coords={
-            "stimulus_id": ("presentation", aligned.row_id[out.rows]),
-            "fold": ("presentation", out.fold),
-            "repeats": ("presentation", aligned.repeats[out.rows]),
-            "layer": list(aligned.features),
-        },
+        coords=dict(rows),
         attrs={"units": str(aligned.attrs.get("units", ""))},
     )
     return ds.merge(aligned.neuroids, combine_attrs="override")
@@ -533,56 +674,50 @@ def _scores(
     r2: NDArray[np.float64],
     p: NDArray[np.float64],
     alpha: NDArray[np.float64],
-    ceiling: NDArray[np.float64] | None,
+    validation: NDArray[np.float64],
+    ceiling: NDArray[np.float64],
     threshold: float,
     layers: list[str] | None,
-) -> tuple[xr.Dataset, int]:
+    model: str,
+) -> xr.Dataset:
     dims = ("neuroid",) if layers is None else ("layer", "neuroid")
-    nc = np.full(r.shape[-1], np.nan) if ceiling is None else ceiling
-    normalised, n_low = normalised_score(r, nc, threshold=threshold)
-    q = fdr(p) if layers is None else np.stack([fdr(row) for row in p])
-    values = {"r": r, "r2": r2, "normalised": normalised, "p": p, "q": q, "alpha": alpha}
+    values = {
+        "r": r,
+        "r2": r2,
+        "normalised": normalised_score(r, ceiling, threshold=threshold)[0],
+        "p": p,
+        "q": np.full(p.shape, np.nan),
+        "alpha": alpha,
+        "validation_r2": validation,
+    }
     ds = xr.Dataset({name: (dims, v) for name, v in values.items()})
-    ds["ceiling"] = ("neuroid", nc)
+    ds["ceiling"] = ("neuroid", ceiling)
     if layers is not None:
         ds = ds.assign_coords(layer=layers)
     if aligned.ncsnr is not None:
         ds["ncsnr"] = ("neuroid", aligned.ncsnr)
         ds = ds.set_coords("ncsnr")
-    meta = next(iter(aligned.meta.values()))
-    ds = ds.assign_coords(model=str(meta["model"].values))
+    ds = ds.assign_coords(model=model)
     rest = aligned.neuroids.drop_vars("ncsnr", errors="ignore")
-    return ds.merge(rest, combine_attrs="override"), n_low
+    return ds.merge(rest, combine_attrs="override")
 
 
-def _attrs(
-    aligned: Aligned,
-    grid: NDArray[np.float64],
-    inner_cv: int | str,
-    choose: str,
-    mode: str,
-    n_permutations: int,
-    seed: int,
-    n_folds: int,
-    repetitions: str,
-    threshold: float,
-    tested: NDArray[np.str_],
-) -> dict[str, Any]:
+def _attrs(aligned: Aligned, o: _Options, n_folds: int, tested: NDArray[np.str_]) -> dict[str, Any]:
     return {
         "subject": str(aligned.attrs.get("subject", "")),
         "space": str(aligned.attrs.get("space", "")),
         "units": str(aligned.attrs.get("units", "")),
         "folds": n_folds,
-        "inner_cv": str(inner_cv),
-        "alphas": [float(a) for a in grid],
-        "choose": choose,
-        "permutation": mode,
-        "permutations": 0 if mode == "none" else n_permutations,
-        "seed": seed,
-        "repetitions": repetitions,
+        "inner_cv": str(o.inner_cv),
+        "alphas": [float(a) for a in o.grid],
+        "choose": o.choose,
+        "permutation": o.mode,
+        "permutations": 0 if o.mode == "none" else o.n_permutations,
+        "seed": o.seed,
+        "repetitions": o.repetitions,
         "n_stimuli": len(aligned.stimulus_id),
         "n_tested": len(tested),
         "mean_repeats": float(aligned.repeats.mean()),
-        "ceiling_threshold": threshold,
+        "ceiling_threshold": o.threshold,
         "stimuli": json.dumps(aligned.stimulus_id.tolist()),
     }

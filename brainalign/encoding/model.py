@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from brainalign.data.schema import validate
 from brainalign.encoding.align import Aligned, align, feature_matrix, neuroid_coords
-from brainalign.encoding.nested import LayerFit, check_inner, fit_layer, inner_folds
+from brainalign.encoding.nested import ALL_ROWS, Solvers, check_inner
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
-from brainalign.linear.solvers import resolve_device, target_batches
 
 __all__ = ["fit_encoder", "predict"]
 
@@ -60,11 +59,14 @@ def fit_encoder(
     )
     check_inner(inner_cv, aligned.row_stimulus)
     layer = next(iter(aligned.features))
-    fit = fit_all(aligned, layer, grid, inner_cv, seed, device, target_batch)
+    solvers = Solvers(
+        {layer: aligned.rows(layer)}, [], alphas=grid, inner_cv=inner_cv,
+        row_groups=aligned.row_stimulus, seed=seed, device=device,
+    )  # fmt: skip
+    index, score = fit_all(solvers, layer, aligned.responses, target_batch)
     if len(grid) > 1:
-        warn_edges(fit.index.cpu().numpy(), fit.score.cpu().numpy(), grid)
-    keep = np.arange(aligned.responses.shape[1])
-    return encoder_dataset(aligned, layer, fit, keep, target_batch=target_batch)
+        warn_edges(index, score, grid)
+    return encoder_dataset(solvers, layer, aligned, index, target_batch=target_batch)
 
 
 def predict(
@@ -140,43 +142,38 @@ def predict(
 
 
 def fit_all(
-    aligned: Aligned,
-    layer: str,
-    grid: NDArray[np.float64],
-    inner_cv: int | str,
-    seed: int,
-    device: str,
-    target_batch: int | None,
-) -> LayerFit:
-    """Fit one layer to all rows."""
-    where = resolve_device(device)
-    X = torch.as_tensor(aligned.rows(layer), device=where)
-    Y = torch.as_tensor(np.require(aligned.responses, requirements="W"), device=where)
-    everything = np.arange(len(Y))
-    inner = inner_folds((everything, everything[:0]), aligned.row_stimulus, inner_cv, seed)
-    return fit_layer(X, Y, torch.as_tensor(grid, device=where), inner, target_batch=target_batch)
+    solvers: Solvers, layer: str, responses: NDArray[np.float32], target_batch: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Choose alphas of one layer on all rows: their places in the grid, and their scores."""
+    fit = solvers(layer, ALL_ROWS)
+    index = np.empty(responses.shape[1], dtype=np.int64)
+    score = np.empty(responses.shape[1])
+    for t in fit.solver.batches(responses.shape[1], target_batch):
+        solution = fit.solver.solve(_columns(responses, t, fit.mean.device))
+        index[t], score[t] = solution.index.cpu().numpy(), fit.score(solution).cpu().numpy()
+    return index.clip(max=len(solvers.grid) - 1), score
 
 
 def encoder_dataset(
-    aligned: Aligned,
+    solvers: Solvers,
     layer: str,
-    fit: LayerFit,
-    keep: NDArray[np.intp],
+    aligned: Aligned,
+    index: NDArray[np.int64],
+    keep: NDArray[np.intp] | None = None,
     *,
     target_batch: int | None = None,
 ) -> xr.Dataset:
-    """Put the fit of some neuroids into a Dataset of the ``encoder`` schema."""
-    X, f = fit.factors.X, fit.factors
-    weights = np.empty((len(keep), X.shape[1]), dtype=np.float32)
+    """Put the fit of some neuroids, at their alphas' places in the grid, into an ``encoder``."""
+    fit = solvers(layer, ALL_ROWS)
+    keep = np.arange(aligned.responses.shape[1]) if keep is None else keep
+    weights = np.empty((len(keep), fit.factors.X.shape[1]), dtype=np.float32)
     intercept = np.empty(len(keep))
-    for part in target_batches(len(keep), sum(X.shape), target_batch, X.device):
-        chosen = keep[part]
-        Y = torch.as_tensor(aligned.responses[:, chosen], device=X.device)
-        mean = Y.mean(dim=0, dtype=torch.float64).to(Y.dtype)
-        alpha = fit.alpha[torch.as_tensor(chosen, device=X.device)]
-        w = f.coefficients(f.weights(f.rotate(Y - mean), alpha))
-        weights[part] = w.cpu().numpy()
-        intercept[part] = (mean - w @ f.mean).cpu().numpy()
+    for part in fit.solver.batches(len(keep), target_batch):
+        where = fit.mean.device
+        chosen = torch.as_tensor(index[keep[part]], device=where)
+        solution = fit.solver.solve(_columns(aligned.responses, keep[part], where), index=chosen)
+        coef, constant = fit.solver.coefficients(solution)
+        weights[part], intercept[part] = coef.cpu().numpy(), constant.cpu().numpy()
     meta = aligned.meta[layer]
     copied = ("pooling", "preprocessing", "weights_sha256")
     attrs: dict[str, Any] = {n: meta.attrs[n] for n in copied if n in meta.attrs}
@@ -190,7 +187,7 @@ def encoder_dataset(
         {
             "weights": (("neuroid", "feature"), weights),
             "intercept": ("neuroid", intercept),
-            "alpha": ("neuroid", fit.alpha.cpu().numpy()[keep]),
+            "alpha": ("neuroid", solvers.grid[index[keep]]),
             "feature_mean": ("feature", fit.mean.double().cpu().numpy()),
             "feature_scale": ("feature", fit.scale.double().cpu().numpy()),
         },
@@ -199,3 +196,9 @@ def encoder_dataset(
     )
     neuroids = aligned.neuroids.isel(neuroid=keep)
     return validate(ds.merge(neuroids, combine_attrs="override"), "encoder")
+
+
+def _columns(
+    responses: NDArray[np.float32], t: slice | NDArray[np.intp], where: torch.device
+) -> torch.Tensor:
+    return torch.as_tensor(np.require(responses[:, t], requirements="W"), device=where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,15 @@ from tqdm.auto import tqdm
 
 from brainalign.data.splits import Split, nested
 from brainalign.errors import ConfigError
-from brainalign.linear.search import score_alphas
-from brainalign.linear.solvers import (
-    Factors,
-    choose_alpha,
-    factorise,
-    resolve_device,
-    target_batches,
-)
+from brainalign.linear.search import RidgeSolver, Solution
+from brainalign.linear.solvers import Factors, resolve_device
 
 __all__ = [
-    "LayerFit",
+    "ALL_ROWS",
+    "LayerSolver",
     "NestedPredictions",
+    "Solvers",
     "check_inner",
-    "fit_layer",
     "group_best",
     "inner_folds",
     "nested_cv",
@@ -36,21 +31,38 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+#: In place of a fold's number: every row is a training row.
+ALL_ROWS = -1
+_SCORED_AT_ONCE = 1024
+
 
 @dataclass(frozen=True)
-class LayerFit:
-    """One layer fitted to training rows: z-scoring, factors, and the alpha of each target."""
+class LayerSolver:
+    """What all targets share of one layer and one set of training rows.
+
+    Parameters
+    ----------
+    mean, scale : Tensor, shape (n_features,)
+        Of the training rows, by which features are z-scored.
+    solver : RidgeSolver
+        Of the z-scored training rows.
+    projected : Tensor, shape (n_test, n_components)
+        The test rows, z-scored likewise, in the solver's eigenbasis.
+    """
 
     mean: Tensor
     scale: Tensor
-    factors: Factors
-    alpha: Tensor
-    score: Tensor
-    index: Tensor
+    solver: RidgeSolver
+    projected: Tensor
 
-    def project(self, X: Tensor) -> Tensor:
-        """Z-score new rows by the training statistics and put them into the eigenbasis."""
-        return self.factors.project((X - self.mean) / self.scale)
+    @property
+    def factors(self) -> Factors:
+        """Of the z-scored training rows."""
+        return self.solver.factors
+
+    def score(self, solution: Solution) -> Tensor:
+        """Return the validated R^2 (n_targets,) of each target at its alpha."""
+        return solution.scores.gather(0, solution.index[None])[0]
 
 
 @dataclass(frozen=True)
@@ -63,10 +75,9 @@ class NestedPredictions:
         The tested rows, ascending, and the fold of each.
     training_mean : ndarray, shape (n_folds, n_kept)
         Mean response of the training rows.
-    predicted : ndarray, shape (n_tested, n_kept)
-        By the layer chosen in the training rows.
-    predicted_layer : ndarray, shape (n_layers, n_tested, n_kept)
-        By each layer.
+    measured, predicted : ndarray, shape (n_tested, n_kept)
+        Deviations from the training mean of the row's fold, predicted by the layer chosen in the
+        training rows.
     r, r2 : ndarray, shape (n_targets,)
         Of the chosen layers; see `nested_cv`.
     r_layer, r2_layer : ndarray, shape (n_layers, n_targets)
@@ -78,35 +89,13 @@ class NestedPredictions:
     rows: NDArray[np.intp]
     fold: NDArray[np.intp]
     training_mean: NDArray[np.float32]
+    measured: NDArray[np.float32]
     predicted: NDArray[np.float32]
-    predicted_layer: NDArray[np.float32]
     r: NDArray[np.float64]
     r2: NDArray[np.float64]
     r_layer: NDArray[np.float64]
     r2_layer: NDArray[np.float64]
     choice: NDArray[np.int64]
-
-
-class _Moments:
-    """Running sums over folds from which r and R^2 of every target follow."""
-
-    def __init__(self, n_targets: int, device: torch.device) -> None:
-        self.n = 0
-        self.sums = torch.zeros((6, n_targets), dtype=torch.float64, device=device)
-
-    def add(self, y: Tensor, p: Tensor, targets: slice) -> None:
-        y, p = y.double(), p.double()
-        parts = (y, p, y * y, p * p, y * p, (y - p) ** 2)
-        self.sums[:, targets] += torch.stack([x.sum(dim=0) for x in parts])
-
-    def scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        sy, sp, yy, pp, yp, error = self.sums
-        vy, vp = yy - sy * sy / self.n, pp - sp * sp / self.n
-        defined = (vy > 1e-12 * yy) & (vp > 1e-12 * pp) & (vp > 0)
-        r = ((yp - sy * sp / self.n) / (vy * vp).sqrt()).clamp(-1, 1)
-        r = torch.where(defined, r, torch.nan)
-        r2 = torch.where(yy > 0, 1 - error / yy, torch.nan)
-        return r.cpu().numpy(), r2.cpu().numpy()
 
 
 def check_inner(cv: int | str, row_stimulus: NDArray[np.intp] | None = None) -> None:
@@ -137,37 +126,74 @@ def inner_folds(split: Split, groups: NDArray[Any], cv: int | str, seed: int) ->
     return nested(split, groups, cv, seed, relative=True)
 
 
-def fit_layer(
-    X: Tensor,
-    Y: Tensor,
-    alphas: Tensor,
-    cv: str | Sequence[tuple[Any, Any]],
-    *,
-    target_batch: int | None = None,
-) -> LayerFit:
-    """Z-score training features, choose each target's alpha by `cv` in these rows, and factorise.
+class Solvers:
+    """The solvers of every layer and fold, each built when it is first asked for.
 
     Parameters
     ----------
-    X : Tensor, shape (n_rows, n_features)
-        Training features.
-    Y : Tensor, shape (n_rows, n_targets)
-        Training responses.
-    alphas : Tensor, shape (n_alphas,)
-        Grid; penalties of z-scored features.
-    cv : "loo", "gcv" or sequence of (train, test)
-        How alphas are scored.
+    features : dict of layer to ndarray, shape (n_rows, n_features)
+        float32, finite.
+    splits : sequence of (train, test)
+        Rows of the folds, with disjoint test sets.
+    alphas : ndarray, shape (n_alphas,)
+        Grid, for z-scored features.
+    inner_cv : int, "loo" or "gcv"
+        How alphas and layers are scored in the training rows.
+    row_groups : array, shape (n_rows,)
+        Stimulus of each row; inner folds keep these whole.
+    seed : int
+        Seed of the inner folds.
+    device : str
+        As in `brainalign.linear.Ridge`.
+    keep : bool
+        Keep every solver, for more targets; or only the one that was asked for last.
     """
-    mean = X.mean(dim=0, dtype=torch.float64)
-    scale = (X.double() - mean).square().mean(dim=0).sqrt()
-    scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-30), scale, torch.ones_like(scale))
-    mean, scale = mean.to(X.dtype), scale.to(X.dtype)
-    Z = (X - mean) / scale
-    factors = factorise(Z)
-    scores = score_alphas(Z, Y, alphas, cv, target_batch=target_batch)
-    index = choose_alpha(scores, alphas)
-    score = scores.gather(0, index[None])[0]
-    return LayerFit(mean, scale, factors, alphas.double()[index], score, index)
+
+    def __init__(
+        self,
+        features: Mapping[str, NDArray[np.float32]],
+        splits: Sequence[Split],
+        *,
+        alphas: NDArray[np.float64],
+        inner_cv: int | str,
+        row_groups: NDArray[Any],
+        seed: int = 0,
+        device: str = "auto",
+        keep: bool = True,
+    ) -> None:
+        self.features = dict(features)
+        self.splits = list(splits)
+        self.device = resolve_device(device)
+        self.grid = np.asarray(alphas, dtype=np.float64)
+        self._groups, self._inner, self._seed = row_groups, inner_cv, seed
+        self._keep = keep
+        self._made: dict[tuple[str, int], LayerSolver] = {}
+
+    def __call__(self, layer: str, fold: int) -> LayerSolver:
+        """Return the solver of one layer in the training rows of one fold, or in `ALL_ROWS`."""
+        key = layer, fold
+        if key not in self._made:
+            if not self._keep:
+                self._made.clear()
+            self._made[key] = self._build(layer, fold)
+        return self._made[key]
+
+    def _build(self, layer: str, fold: int) -> LayerSolver:
+        everything = np.arange(len(self._groups))
+        split = (everything, everything[:0]) if fold == ALL_ROWS else self.splits[fold]
+        inner = inner_folds(split, self._groups, self._inner, self._seed + 1 + fold)
+        values = self.features[layer]
+        X, X_test = (torch.as_tensor(values[rows], device=self.device) for rows in split)
+        mean = X.mean(dim=0, dtype=torch.float64)
+        scale = (X.double() - mean).square().mean(dim=0).sqrt()
+        varies = scale > 1e-6 * mean.abs().clamp(min=1e-30)
+        scale = torch.where(varies, scale, torch.ones_like(scale))
+        mean, scale = mean.to(X.dtype), scale.to(X.dtype)
+        # A single alpha stands there twice, so that it is scored: layers are compared by it.
+        grid = self.grid if len(self.grid) > 1 else np.repeat(self.grid, 2)
+        solver = RidgeSolver((X - mean) / scale, torch.as_tensor(grid), inner)
+        projected = solver.factors.project((X_test - mean) / scale)
+        return LayerSolver(mean, scale, solver, projected)
 
 
 def group_best(scores: Tensor, groups: Tensor) -> Tensor:
@@ -184,29 +210,28 @@ def group_best(scores: Tensor, groups: Tensor) -> Tensor:
     -------
     Tensor of int, shape (n_targets,)
     """
+    return _group_mean(scores, groups).argmax(dim=0)
+
+
+def _group_mean(scores: Tensor, groups: Tensor) -> Tensor:
+    """Mean score (n_layers, n_targets) of each target's group; minus infinity without any."""
     n = int(groups.max()) + 1
     total = scores.new_zeros((len(scores), n))
     count = scores.new_zeros((len(scores), n))
     index = groups.expand(len(scores), -1)
     total.scatter_add_(1, index, scores.nan_to_num(nan=0.0))
     count.scatter_add_(1, index, (~scores.isnan()).to(scores.dtype))
-    mean = torch.where(count > 0, total / count.clamp(min=1), -torch.inf)
-    return mean.argmax(dim=0)[groups]
+    return torch.where(count > 0, total / count.clamp(min=1), -torch.inf)[:, groups]
 
 
 def nested_cv(
-    features: Mapping[str, NDArray[np.float32]],
+    solvers: Solvers,
     responses: NDArray[np.float32],
-    splits: Sequence[Split],
     *,
-    alphas: NDArray[np.float64],
-    inner_cv: int | str,
-    row_groups: NDArray[Any],
     target_groups: NDArray[np.int64] | None = None,
     keep: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
     target_batch: int | None = None,
+    each_layer: Callable[[int, NDArray[np.float32], NDArray[np.float32]], None] | None = None,
 ) -> NestedPredictions:
     r"""Predict held-out rows; choose alphas and layers inside the training rows of each fold.
 
@@ -221,100 +246,105 @@ def nested_cv(
 
     Parameters
     ----------
-    features : dict of layer to ndarray, shape (n_rows, n_features)
-        The same rows as `responses`.
+    solvers : Solvers
+        Of the features, in the same rows as `responses`.
     responses : ndarray, shape (n_rows, n_targets)
         Finite.
-    splits : sequence of (train, test)
-        Disjoint test sets.
-    alphas : ndarray
-        Grid, for z-scored features.
-    inner_cv : int, "loo" or "gcv"
-        How alphas and layers are scored in the training rows.
-    row_groups : array, shape (n_rows,)
-        Stimulus of each row; inner folds keep these whole.
     target_groups : ndarray of int, shape (n_targets,), optional
         Targets that share their layer; by default each has its own.
     keep : int, optional
         Return the predictions of the first `keep` targets only (scores: of all).
-    seed : int
-        Seed of the inner folds.
-    device, target_batch
+    target_batch : int, optional
         As in `brainalign.linear.Ridge`.
+    each_layer : callable, optional
+        Called with the number of a layer and the measured and predicted deviations
+        (n_tested, n_kept) of that layer, while they are at hand: only one layer's are held.
 
     Returns
     -------
     NestedPredictions
     """
-    where = resolve_device(device)
+    where = solvers.device
     n_targets = responses.shape[1]
     keep = n_targets if keep is None else keep
     Y = torch.as_tensor(np.require(responses, requirements="W"), device=where)
-    grid = torch.as_tensor(alphas, device=where)
     groups = torch.as_tensor(
         np.arange(n_targets) if target_groups is None else target_groups, device=where
     )
+    splits = solvers.splits
     rows = np.sort(np.concatenate([test for _, test in splits]))
-    place = np.full(len(responses), -1)
-    place[rows] = np.arange(len(rows))
-    shape = (len(rows), keep)
-    predicted = np.empty(shape, dtype=np.float32)
-    predicted_layer = np.empty((len(features), *shape), dtype=np.float32)
     fold_of = np.empty(len(rows), dtype=np.intp)
-    training_mean = np.empty((len(splits), keep), dtype=np.float32)
-    choice = np.empty((len(splits), n_targets), dtype=np.int64)
-    moments = [_Moments(n_targets, where) for _ in features]
-    chosen = _Moments(n_targets, where)
-    inner = [
-        inner_folds(split, row_groups, inner_cv, seed + 1 + k) for k, split in enumerate(splits)
-    ]
-    progress = tqdm(
-        total=len(splits) * len(features), desc="encode", unit="fit", disable=None, leave=False
-    )
-    for k, split in enumerate(splits):
-        train, test = (torch.as_tensor(s, dtype=torch.int64, device=where) for s in split)
-        y_mean = Y[train].mean(dim=0, dtype=torch.float64).to(Y.dtype)
-        target = Y[test] - y_mean
-        y_train = Y[train]
-        at = place[split[1]]
+    target = Y[torch.as_tensor(rows, device=where)]
+    means = Y.new_empty((len(splits), n_targets))
+    places = []
+    for k, (train, test) in enumerate(splits):
+        at = np.searchsorted(rows, test)
         fold_of[at] = k
-        training_mean[k] = y_mean[:keep].cpu().numpy()
-        deviations = []
-        scores = []
-        for i, values in enumerate(features.values()):
-            X = torch.as_tensor(np.require(values, requirements="W"), device=where)
-            fit = fit_layer(X[train], y_train, grid, inner[k], target_batch=target_batch)
-            projected = fit.project(X[test])
-            deviation = torch.empty_like(target)
-            for t in target_batches(n_targets, len(X), target_batch, where):
-                rotated = fit.factors.rotate(y_train[:, t] - y_mean[t])
-                deviation[:, t] = projected @ fit.factors.weights(rotated, fit.alpha[t])
-                moments[i].add(target[:, t], deviation[:, t], t)
-            moments[i].n += len(test)
-            predicted_layer[i, at] = (deviation + y_mean)[:, :keep].cpu().numpy()
-            deviations.append(deviation)
-            scores.append(fit.score)
+        places.append(torch.as_tensor(at, device=where))
+        inside = torch.as_tensor(train, device=where)
+        for t in _slices(n_targets, _SCORED_AT_ONCE):
+            means[k, t] = Y[:, t][inside].mean(dim=0, dtype=torch.float64).to(Y.dtype)
+        target[places[k]] -= means[k]
+    predicted, deviation = torch.empty_like(target), torch.empty_like(target)
+    best = torch.full((len(splits), n_targets), -torch.inf, dtype=torch.float64, device=where)
+    choice = torch.zeros((len(splits), n_targets), dtype=torch.int64, device=where)
+    by_layer = []
+    progress = tqdm(
+        total=len(splits) * len(solvers.features), desc="fits", unit="fit", disable=None,
+        leave=False,
+    )  # fmt: skip
+    for i, layer in enumerate(solvers.features):
+        for k, (train, _) in enumerate(splits):
+            fit = solvers(layer, k)
+            inside = torch.as_tensor(train, device=where)
+            score = torch.empty(n_targets, dtype=torch.float64, device=where)
+            for t in fit.solver.batches(n_targets, target_batch):
+                solution = fit.solver.solve(Y[:, t][inside])
+                deviation[places[k], t] = fit.projected @ fit.solver.weights(solution)
+                score[t] = fit.score(solution)
+            mean = _group_mean(score[None], groups)[0]
+            better = (mean > best[k]) if i else torch.ones_like(mean, dtype=torch.bool)
+            best[k] = torch.where(better, mean, best[k])
+            choice[k, better] = i
+            for t in _slices(n_targets, _SCORED_AT_ONCE):
+                both = deviation[places[k], t], predicted[places[k], t]
+                predicted[places[k], t] = torch.where(better[t], *both)
             progress.update()
-        best = group_best(torch.stack(scores), groups)
-        choice[k] = best.cpu().numpy()
-        which = best.expand(1, len(test), n_targets)
-        nested_deviation = torch.stack(deviations).gather(0, which)[0]
-        everything = slice(0, n_targets)
-        chosen.add(target, nested_deviation, everything)
-        chosen.n += len(test)
-        predicted[at] = (nested_deviation + y_mean)[:, :keep].cpu().numpy()
+        by_layer.append(_scores(target, deviation))
+        if each_layer is not None:
+            each_layer(i, *(x[:, :keep].cpu().numpy() for x in (target, deviation)))
     progress.close()
-    by_layer = [m.scores() for m in moments]
-    r, r2 = chosen.scores()
+    r, r2 = _scores(target, predicted)
     return NestedPredictions(
         rows=rows,
         fold=fold_of,
-        training_mean=training_mean,
-        predicted=predicted,
-        predicted_layer=predicted_layer,
+        training_mean=means[:, :keep].cpu().numpy(),
+        measured=target[:, :keep].cpu().numpy(),
+        predicted=predicted[:, :keep].cpu().numpy(),
         r=r,
         r2=r2,
         r_layer=np.stack([s[0] for s in by_layer]),
         r2_layer=np.stack([s[1] for s in by_layer]),
-        choice=choice,
+        choice=choice.cpu().numpy(),
     )
+
+
+def _scores(target: Tensor, deviation: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pearson r and R^2 of each target, from sums in float64."""
+    n, n_targets = target.shape
+    both = np.empty((2, n_targets))
+    for t in _slices(n_targets, _SCORED_AT_ONCE):
+        y, p = target[:, t].double(), deviation[:, t].double()
+        parts = (y, p, y * y, p * p, y * p, (y - p) ** 2)
+        sy, sp, yy, pp, yp, error = torch.stack([x.sum(dim=0) for x in parts])
+        vy, vp = yy - sy * sy / n, pp - sp * sp / n
+        defined = (vy > 1e-12 * yy) & (vp > 1e-12 * pp) & (vp > 0)
+        r = ((yp - sy * sp / n) / (vy * vp).sqrt()).clamp(-1, 1)
+        both[0, t] = torch.where(defined, r, torch.nan).cpu().numpy()
+        both[1, t] = torch.where(yy > 0, 1 - error / yy, torch.nan).cpu().numpy()
+    return both[0], both[1]
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

@@ -18,8 +18,9 @@ from brainalign.data.bundle import read_bundle
 from brainalign.data.cortex import N_VERTICES
 from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.stimuli import StimulusSet
-from brainalign.encoding.compare import compare_models, layer_roi, roi_members
-from brainalign.encoding.encode import EncodingResult, read_result
+from brainalign.encoding.compare import compare_models, layer_roi
+from brainalign.encoding.result import EncodingResult, read_result
+from brainalign.encoding.rois import ALL_ROIS, roi_members
 from brainalign.errors import ConfigError
 
 __all__ = ["encoding_section", "section_from_folders"]
@@ -41,8 +42,6 @@ def section_from_folders(
     titles: Mapping[str, str],
     baselines: Sequence[str] = (),
     fdr: float = 0.05,
-    bootstraps: int = 1000,
-    seed: int = 0,
 ) -> Section:
     """Describe the results in folders ``.../<subject>/<model>``, one a subject and model.
 
@@ -58,7 +57,7 @@ def section_from_folders(
         Title by model.
     baselines : sequence of str
         Models that others are compared with.
-    fdr, bootstraps, seed
+    fdr : float
         As in `encoding_section`.
     """
     if not encoded:
@@ -81,8 +80,6 @@ def section_from_folders(
         category=category,
         truth=truth,
         fdr=fdr,
-        bootstraps=bootstraps,
-        seed=seed,
     )
 
 
@@ -94,8 +91,6 @@ def encoding_section(
     category: Mapping[str, str] | None = None,
     truth: Mapping[str, xr.Dataset] | None = None,
     fdr: float = 0.05,
-    bootstraps: int = 1000,
-    seed: int = 0,
 ) -> Section:
     """Describe encoding models of one or more subjects.
 
@@ -113,8 +108,6 @@ def encoding_section(
         Truth of simulated subjects (`brainalign.data.simulate.Simulation`).
     fdr : float
         False-discovery rate at which neuroids are counted as predicted.
-    bootstraps, seed : int
-        Of the intervals, over stimuli.
 
     Returns
     -------
@@ -126,11 +119,9 @@ def encoding_section(
     title = titles.get(main, main)
     first = next(iter(shown.values()))
     few = first.best.sizes["neuroid"] <= _FEW
-    comparison = _comparison(results, models, bootstraps, seed)
+    comparison = _comparison(results, models)
     rois = comparison["roi"].values.astype(str).tolist()
-    layer_table = _over_subjects(
-        [layer_roi(r, n_bootstrap=bootstraps, seed=seed) for r in shown.values()]
-    )
+    layer_table = _over_subjects([layer_roi(r) for r in shown.values()])
     figures: list[Figure] = []
     figures += _quality(shown, few)
     figures += [
@@ -166,7 +157,13 @@ def encoding_section(
         for m, result in by.items()
         for text in result.exclusions
     ]
-    attrs = first.best.attrs
+    unkept = [
+        f"{subject}, {title}: predictions were not kept, so single responses and categories are "
+        "not shown"
+        for subject, result in shown.items()
+        if result.predictions is None
+    ]
+    attrs = {**first.best.attrs, **first.bootstrap.attrs}
     return Section(
         id="encoding",
         title="Encoding models",
@@ -176,9 +173,9 @@ def encoding_section(
         + "?",
         figures=figures,
         summary=summary,
-        methods=_methods(attrs, [titles.get(m, m) for m in models], len(results), bootstraps, fdr),
+        methods=_methods(attrs, [titles.get(m, m) for m in models], len(results), fdr),
         references=dict(_REFERENCES),
-        exclusions=list(dict.fromkeys(exclusions)),
+        exclusions=list(dict.fromkeys(exclusions + unkept)),
         facts={
             "subjects": str(len(results)),
             "stimuli": str(attrs.get("n_stimuli", "")),
@@ -203,46 +200,17 @@ def _over_subjects(tables: Sequence[xr.Dataset]) -> xr.Dataset:
     return out.assign(value=(dims, value), low=(dims, value - half), high=(dims, value + half))
 
 
-def _comparison(results: Results, models: list[str], bootstraps: int, seed: int) -> xr.Dataset:
+def _comparison(results: Results, models: list[str]) -> xr.Dataset:
     """Compare all models in every ROI and in all ROIs together, for the mean of the subjects."""
     tables = []
     for by in results.values():
-        members = roi_members(by[models[0]].best)
-        options = {"n_bootstrap": bootstraps, "seed": seed}
-        one = compare_models({m: by[m] for m in models}, **options)  # type: ignore[arg-type]
-        if len(members) > 1:
-            both = compare_models(
-                {m: _as_one_roi(by[m]) for m in models},
-                **options,  # type: ignore[arg-type]
-            )
-            one = xr.concat([both, one], dim="roi", data_vars="minimal", join="outer")
-        tables.append(one)
+        rois = list(roi_members(by[models[0]].best))
+        rois = [ALL_ROIS, *rois] if len(rois) > 1 else rois
+        tables.append(compare_models({m: by[m] for m in models}, rois=rois))
     pooled = _over_subjects(tables)
     per_subject = np.stack([t["value"].values for t in tables])
     return pooled.assign(per_subject=(("subject", "model", "roi"), per_subject)).assign_coords(
         subject=list(results)
-    )
-
-
-_ALL = "all ROIs"
-
-
-def _as_one_roi(result: EncodingResult) -> EncodingResult:
-    """Return the result with its ROIs joined to one."""
-
-    def join(ds: xr.Dataset) -> xr.Dataset:
-        inside = np.zeros(ds.sizes["neuroid"], dtype=bool)
-        for member in roi_members(ds).values():
-            inside[member] = True
-        joined = ds.drop_dims("roi_name", errors="ignore")
-        return joined.assign_coords(roi=("neuroid", np.where(inside, _ALL, "")))
-
-    return EncodingResult(
-        scores=join(result.scores),
-        best=join(result.best),
-        predictions=join(result.predictions),
-        encoder=result.encoder,
-        encoders=result.encoders,
     )
 
 
@@ -484,10 +452,13 @@ def _against_ceiling(shown: Mapping[str, EncodingResult], title: str) -> list[Fi
 def _scatter(shown: Mapping[str, EncodingResult], title: str) -> list[Figure]:
     x, y, label, group = [], [], [], []
     for subject, result in shown.items():
-        ids = result.predictions["stimulus_id"].values.astype(str).tolist()
-        for i, roi in enumerate(result.predictions["neuroid_id"].values.astype(str).tolist()):
-            x.append(result.predictions["predicted"].values[:, i])
-            y.append(result.predictions["measured"].values[:, i])
+        kept = result.predictions
+        if kept is None:
+            return []
+        ids = kept["stimulus_id"].values.astype(str).tolist()
+        for i, roi in enumerate(kept["neuroid_id"].values.astype(str).tolist()):
+            x.append(kept["predicted"].values[:, i])
+            y.append(kept["measured"].values[:, i])
             label += ids
             group += [roi if len(shown) == 1 else f"{subject} {roi}"] * len(ids)
     ds = xr.Dataset(
@@ -511,9 +482,11 @@ def _scatter(shown: Mapping[str, EncodingResult], title: str) -> list[Figure]:
 
 
 def _preference(
-    result: EncodingResult, category: Mapping[str, str], variable: str
-) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """Mean z-scored response (roi, category)."""
+    result: EncodingResult, category: Mapping[str, str]
+) -> tuple[NDArray[np.float64], list[str], list[str]] | None:
+    """Mean z-scored predicted response (roi, category), where predictions were kept."""
+    if result.predictions is None:
+        return None
     ids = result.predictions["stimulus_id"].values.astype(str)
     labels = np.array([category.get(s, "") for s in ids])
     present = set(labels.tolist()) - {""}
@@ -521,7 +494,7 @@ def _preference(
     members = roi_members(result.best)
     out = np.empty((len(members), len(names)))
     for i, index in enumerate(members.values()):
-        response = result.predictions[variable].isel(neuroid=index).values.mean(axis=1)
+        response = result.predictions["predicted"].isel(neuroid=index).values.mean(axis=1)
         z = stats.zscore(response)
         out[i] = [z[labels == c].mean() for c in names]
     return out, list(members), names
@@ -530,7 +503,9 @@ def _preference(
 def _categories(
     shown: Mapping[str, EncodingResult], category: Mapping[str, str], title: str
 ) -> list[Figure]:
-    tables = [_preference(result, category, "predicted") for result in shown.values()]
+    tables = [t for result in shown.values() if (t := _preference(result, category)) is not None]
+    if len(tables) < len(shown):
+        return []
     _, rois, names = tables[0]
     if len(names) < 2 or len(names) > 30:
         return []
@@ -584,8 +559,9 @@ def _truth(
         null_p.append(p[null])
         rejected += int((q < fdr).sum())
         false += int((q[null] < fdr).sum())
-        if category:
-            table, rois, names = _preference(result, category, "predicted")
+        preference = _preference(result, category) if category else None
+        if preference is not None:
+            table, rois, names = preference
             wanted = dict(
                 zip(
                     planted["roi"].values.astype(str).tolist(),
@@ -731,7 +707,7 @@ def _places(known: NDArray[np.str_], wanted: NDArray[np.str_]) -> NDArray[np.int
 
 
 def _methods(
-    attrs: Mapping[str, object], models: Sequence[str], n_subjects: int, bootstraps: int, fdr: float
+    attrs: Mapping[str, object], models: Sequence[str], n_subjects: int, fdr: float
 ) -> str:
     alphas = np.ravel(np.asarray(attrs.get("alphas", []), dtype=float))
     inner = {"loo": "leave-one-out", "gcv": "generalised cross-validation"}.get(
@@ -753,8 +729,8 @@ def _methods(
         "Accuracy is the Pearson correlation of measured and predicted responses over held-out "
         "images. Noise ceilings are ncsnr² / (ncsnr² + 1/k) for the mean of k presentations "
         f"[@allen2022]; neuroids with a ceiling below {attrs.get('ceiling_threshold')} have no "
-        f"normalised score. Intervals are percentiles of {bootstraps} bootstrap samples over "
-        "images."
+        f"normalised score. Intervals are percentiles of {attrs.get('n_bootstrap')} bootstrap "
+        "samples over images."
     )
     mode = str(attrs.get("permutation"))
     if mode != "none":

@@ -1,0 +1,236 @@
+"""How many neuroids are worked on at once, so that a memory limit is kept."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from brainalign.errors import ConfigError
+
+__all__ = ["Plan", "Sizes", "neuroid_chunk", "part_slice", "plan_blocks", "resident_bytes"]
+
+logger = logging.getLogger(__name__)
+
+#: Memory for what is not counted.
+RESERVE = 2**26
+#: Neuroids that `align` and the bootstrap work on at once in float64.
+_ALIGNED_AT_ONCE, _BOOTSTRAPPED_AT_ONCE = 4096, 512
+#: Share of the free memory that is taken where no limit is given.
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the memory of an analysis depends on.
+
+    Parameters
+    ----------
+    presentations, rows : int
+        Of the responses as stored, and as fitted.
+    features : sequence of int
+        Features of each layer.
+    folds : int
+        Outer folds.
+    inner : int
+        Inner folds; 1 for closed forms.
+    bootstraps : int
+        Samples.
+    null : int
+        Exchanged columns.
+    predictions : bool
+        Whether predictions are kept.
+    """
+
+    presentations: int
+    rows: int
+    features: Sequence[int]
+    folds: int
+    inner: int
+    bootstraps: int
+    null: int
+    predictions: bool
+
+    def result(self, n: int) -> int:
+        """Bytes of the result of `n` neuroids."""
+        kept = 8 * self.rows if self.predictions else 0
+        return n * (4 * max(self.features) + 64 * (len(self.features) + 2) + kept)
+
+    def solvers(self, keep: bool) -> int:
+        """Bytes of features and solvers, one of them being built."""
+        n, total, largest, building = self.rows, 0, 0, 0
+        for p in self.features:
+            small = min(n, p)
+            one = 4 * (2 * n * p + 2 * n * small + small * p + self.inner * (2 * small**2))
+            total += one * (self.folds + 1)
+            largest = max(largest, one)
+            building = max(building, 8 * (n * p + 5 * small**2))
+        features = 8 * n * sum(self.features)
+        return features + building + (total if keep else largest)
+
+    def block(self, n: int) -> int:
+        """Bytes of `n` neuroids in flight."""
+        reading = n * 14 * self.presentations
+        reading += min(n, _ALIGNED_AT_ONCE) * 32 * self.presentations
+        fitting = (n + self.null) * 4 * (2 * self.rows + 4 * self.rows)
+        resampled = self.bootstraps * (16 * self.rows + n)
+        resampled += min(n, _BOOTSTRAPPED_AT_ONCE) * (80 * self.bootstraps + 48 * self.rows)
+        return max(reading, fitting + (resampled if self.bootstraps else 0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Blocks of the neuroids.
+
+    Parameters
+    ----------
+    step : int
+        Neuroids of a block.
+    keep : bool
+        Whether solvers are kept from one block to the next.
+    room : int
+        Neuroids that would fit.
+    """
+
+    step: int
+    keep: bool
+    room: int
+
+    def blocks(self, within: slice) -> Iterator[slice]:
+        """Yield the blocks of a slice of the neuroids."""
+        for start in range(within.start, within.stop, self.step):
+            yield slice(start, min(start + self.step, within.stop))
+
+
+def plan_blocks(
+    sizes: Sizes, n: int, chunk: int, memory_gib: float | None, device: torch.device
+) -> Plan:
+    """Choose the largest blocks, of whole chunks, that keep the limit.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Of the analysis.
+    n : int
+        Neuroids.
+    chunk : int
+        Neuroids that are stored together.
+    memory_gib : float, optional
+        Most memory (GiB) of the process, the program included; by default what it holds now and
+        half of what is free.
+    device : torch.device
+        A GPU has a limit of its own: four fifths of its free memory.
+
+    Raises
+    ------
+    ConfigError
+        If not even one neuroid fits, or the result does not.
+    """
+    resident = resident_bytes()
+    limit = resident + _SHARE * _free_bytes() if memory_gib is None else memory_gib * 2**30
+    # While blocks are joined, the result stands there twice.
+    fixed = resident + RESERVE + 2 * sizes.result(n)
+
+    def fits(width: int, keep: bool) -> bool:
+        need = sizes.solvers(keep) + sizes.block(width)
+        inside = fixed + need <= limit
+        if device.type != "cuda":
+            return inside
+        return inside and need <= 0.8 * torch.cuda.mem_get_info(device)[0]
+
+    chunk = min(chunk, n)
+    keep = fits(chunk, True)
+    if not fits(1, keep):
+        need = (fixed + sizes.solvers(False) + sizes.block(chunk)) / 2**30
+        raise ConfigError(
+            f"The memory limit is {limit / 2**30:.1f} GiB, but features, solvers, results and one "
+            f"chunk of {chunk} neuroids need about {need:.1f} GiB.",
+            "Raise memory_gib, "
+            + ("leave out the predictions (keep_predictions=False), " if sizes.predictions else "")
+            + "use fewer features, or encode the neuroids in parts.",
+        )
+    room = 1
+    while fits(2 * room, keep) and room < 2**30:
+        room *= 2
+    step = room
+    while step > 1:
+        step //= 2
+        if fits(room + step, keep):
+            room += step
+    if room >= chunk:
+        width = room // chunk * chunk
+    else:
+        width = room
+        logger.warning(
+            "Responses are stored %d neuroids at a time, but only %d fit into %.1f GiB: they are "
+            "read more than once.", chunk, room, limit / 2**30,
+        )  # fmt: skip
+    return Plan(min(width, n), keep, room)
+
+
+def neuroid_chunk(responses: xr.Dataset) -> int:
+    """Neuroids that are stored, and so are read, together."""
+    v = responses["responses"]
+    chunks = v.encoding.get("chunks")
+    if not chunks or len(chunks) != v.ndim:
+        return 1
+    return int(chunks[v.dims.index("neuroid")])
+
+
+def part_slice(n: int, chunk: int, part: tuple[int, int]) -> slice:
+    """Neuroids of the k-th of m about equal parts, at the limits of chunks where they suffice.
+
+    Parameters
+    ----------
+    n : int
+        Neuroids.
+    chunk : int
+        Neuroids that are stored together.
+    part : (int, int)
+        k, from 1, and m.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such part.
+    """
+    k, m = part
+    if not 1 <= k <= m or m > n:
+        raise ConfigError(f"There is no part {k} of {m} of {n} neuroids.")
+    unit = chunk if -(-n // chunk) >= m else 1
+    units = -(-n // unit)
+    return slice((k - 1) * units // m * unit, min(k * units // m * unit, n))
+
+
+def resident_bytes() -> int:
+    """Bytes that this process holds now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        import resource
+
+        # Without /proc (macOS) the peak so far, in bytes there, stands in.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * mmap.PAGESIZE
+
+
+def _free_bytes() -> float:
+    """Bytes that the machine, or the container, has free."""
+    import os
+
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(float(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except OSError:
+        free = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        group = Path("/sys/fs/cgroup")
+        most = float((group / "memory.max").read_text())
+        return min(free, most - float((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return free
