@@ -80,7 +80,7 @@ def layer_roi_rsa(
     seed : int
         Seed.
     device : str
-        Where the bootstrap is computed, such as "cpu" or "cuda".
+        Where the bootstrap is computed: "cpu", "cuda" or "auto".
 
     Returns
     -------

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from brainalign.errors import SchemaError, UnknownNameError, near
+from brainalign.evaluation.significance import torch_device
 
 __all__ = ["COMPARISONS", "check_comparison", "draw_samples", "resampled_similarity"]
 
@@ -91,7 +92,7 @@ def resampled_similarity(
     method : str
         One of `COMPARISONS`.
     device : str
-        Where to compute, such as "cpu" or "cuda". Always in float64.
+        "cpu", "cuda" or "auto". Always in float64.
 
     Returns
     -------
@@ -112,6 +113,7 @@ def resampled_similarity(
     Analysis and Theory 5, 3 (whitened measures).
     """
     check_comparison(method)
+    device = torch_device(device)
     m, d = (torch.as_tensor(np.asarray(x, dtype=np.float64), device=device) for x in (models, data))
     c = torch.as_tensor(np.asarray(counts, dtype=np.float64), device=device)
     n = m.shape[-1]

@@ -345,7 +345,7 @@ def evaluate_rdms(
     seed : int
         Seed.
     device : str
-        Where the bootstrap is computed, such as "cpu" or "cuda".
+        Where the bootstrap is computed: "cpu", "cuda" or "auto".
 
     Returns
     -------
