@@ -211,6 +211,46 @@ class _Basis:
     test: Tensor  # (m, d)
 
 
+class _Bands:
+    """Parts N_s of one fold's system in primal form: the eigenvectors' rows of each space.
+
+    The system is ``values + alpha sum_s exp(-eta_s) N_s`` for penalties
+    ``alpha exp(-eta_s) / gamma_s``.
+    """
+
+    def __init__(self, vectors: Tensor, space: Tensor, n_spaces: int) -> None:
+        self.vectors, self.space = vectors, space
+        self.columns = [(space == s).nonzero()[:, 0] for s in range(n_spaces)]
+
+    def images(self, flat: Tensor) -> list[Tensor]:
+        """Rows of `flat` times each part."""
+        features = flat @ self.vectors.T
+        return [features[:, c] @ self.vectors[c] for c in self.columns]
+
+    def apply(self, u: Tensor, factors: Tensor) -> Tensor:
+        """Rows of `u` (T, d) times the parts' sum, weighted by each row's factors (T, S)."""
+        features = u @ self.vectors.T
+        return (features * factors[:, self.space]) @ self.vectors
+
+
+class _Kernels:
+    """Parts N_s in kernel form, the rotated kernels: ``alpha + sum_s exp(eta_s) N_s``."""
+
+    def __init__(self, matrices: Sequence[Tensor]) -> None:
+        self.matrices = matrices
+
+    def images(self, flat: Tensor) -> list[Tensor]:
+        """Rows of `flat` times each part."""
+        return [flat @ m for m in self.matrices]
+
+    def apply(self, u: Tensor, factors: Tensor) -> Tensor:
+        """Rows of `u` (T, d) times the parts' sum, weighted by each row's factors (T, S)."""
+        out = torch.zeros_like(u)
+        for s, image in enumerate(self.images(u)):
+            out += factors[:, s, None] * image
+        return out
+
+
 @dataclass(frozen=True)
 class _Targets:
     """Targets of one fold, one row each; validation rows are deviations from the training mean."""
@@ -258,12 +298,8 @@ class _Fold:
     def basis(self, gamma: Tensor) -> _Basis:
         raise NotImplementedError
 
-    def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[Tensor, Tensor]:
-        """Parts of the system (n_spaces, d, d) and of the prediction (1 or n_spaces, m, d).
-
-        In primal form the system is ``values + alpha sum_s exp(-eta_s) N_s``, in kernel form
-        ``alpha + sum_s exp(eta_s) N_s``, for penalties ``alpha exp(-eta_s) / gamma_s``.
-        """
+    def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[_Bands | _Kernels, list[Tensor]]:
+        """Parts of the system, and of the prediction: (m, d), one or as many as spaces."""
         raise NotImplementedError
 
     def coefficients(self, gamma: Tensor, eta: Tensor, lifted: Tensor) -> Tensor:
@@ -301,9 +337,8 @@ class _Primal(_Fold):
         lift = scale[:, None].to(self.X.dtype) * vectors
         return _Basis(values.clamp(min=0), vectors, lift, self.held_out @ lift)
 
-    def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[Tensor, Tensor]:
-        rows = [basis.vectors[self.space == s] for s in range(self.n_spaces)]
-        return torch.stack([v.T @ v for v in rows]), basis.test[None]
+    def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[_Bands, list[Tensor]]:
+        return _Bands(basis.vectors, self.space, self.n_spaces), [basis.test]
 
     def coefficients(self, gamma: Tensor, eta: Tensor, lifted: Tensor) -> Tensor:
         return lifted
@@ -346,13 +381,13 @@ class _Kernel(_Fold):
         vectors = vectors.to(self.X.dtype)
         return _Basis(values.clamp(min=0), vectors, vectors, outer.to(self.X.dtype) @ vectors)
 
-    def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[Tensor, Tensor]:
+    def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[_Kernels, list[Tensor]]:
         parts, tests = [], []
         for g, kernel in zip(gamma, self.kernels, strict=True):
             inner, outer = self._centre(g * kernel)
             parts.append(basis.vectors.T @ (inner.to(self.X.dtype) @ basis.vectors))
             tests.append(outer.to(self.X.dtype) @ basis.vectors)
-        return torch.stack(parts), torch.stack(tests)
+        return _Kernels(parts), tests
 
     def coefficients(self, gamma: Tensor, eta: Tensor, lifted: Tensor) -> Tensor:
         coef = lifted.new_empty((len(lifted), self.X.shape[1]))
@@ -568,53 +603,53 @@ def _factors(eta: Tensor, alpha: Tensor, primal: bool) -> tuple[Tensor, Tensor]:
     return eta.exp(), eta.exp()
 
 
-def _apply(u: Tensor, constant: Tensor, factors: Tensor, pieces: Tensor) -> Tensor:
-    """System of each target applied to rows of `u` (T, d)."""
-    out = constant * u
-    for s, piece in enumerate(pieces):
-        out = out + factors[:, s, None] * (u @ piece)
-    return out
-
-
 def _solve(
-    basis: _Basis, pieces: Tensor, rotated: Tensor, alpha: Tensor, eta: Tensor, primal: bool,
+    basis: _Basis,
+    pieces: _Bands | _Kernels,
+    rotated: Tensor,
+    alpha: Tensor,
+    eta: Tensor,
+    primal: bool,
     start: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    slack: float = 1.0,
+) -> Tensor:
     """Solve each target's system by conjugate gradients, preconditioned by that at eta = 0.
 
     The condition number is at most ``exp(2 max |eta|)``, whatever the data.
     """
     dtype = rotated.dtype
     diagonal = (basis.values + alpha[:, None]).to(dtype)
-    constant = basis.values.to(dtype)[None] if primal else alpha.to(dtype)[:, None]
+    constant = (basis.values.expand(diagonal.shape) if primal else alpha[:, None]).to(dtype)
     factors = _factors(eta, alpha, primal)[0].to(dtype)
-    u = rotated / diagonal if start is None else start
-    if not eta.any():
-        return rotated / diagonal
-    residual = rotated - _apply(u, constant, factors, pieces)
+    out = rotated / diagonal if start is None else start
+    least = (slack * RESIDUAL[dtype]) ** 2
+    goal = least * (rotated.square() / diagonal).sum(dim=1, dtype=torch.float64)
+    u, rows = out.clone(), torch.arange(len(out), device=out.device)
+    residual = rotated - constant * u - pieces.apply(u, factors)
     step = residual / diagonal
     old = (residual * step).sum(dim=1, dtype=torch.float64)
-    goal = (rotated.square() / diagonal).sum(dim=1, dtype=torch.float64) * RESIDUAL[dtype] ** 2
     for _ in range(MOST_ITERATIONS):
         active = old > goal
-        if not active.any():
-            break
-        image = _apply(step, constant, factors, pieces)
+        if active.sum() <= 0.8 * len(active):  # go on with the targets that are not yet there
+            out[rows[~active]] = u[~active]
+            rows, u, residual, step, old, goal, diagonal, constant, factors = (
+                x[active] for x in (rows, u, residual, step, old, goal, diagonal, constant, factors)
+            )
+            if len(rows) == 0:
+                return out
+        image = constant * step + pieces.apply(step, factors)
         curvature = (step * image).sum(dim=1, dtype=torch.float64)
-        length = torch.where(active & (curvature > 0), old / curvature, 0.0).to(dtype)[:, None]
-        u = u + length * step
-        residual = residual - length * image
+        length = torch.where(curvature > 0, old / curvature, 0.0).to(dtype)[:, None]
+        u += length * step
+        residual -= length * image
         scaled = residual / diagonal
         new = (residual * scaled).sum(dim=1, dtype=torch.float64)
-        turn = torch.where(active & (old > 0), new / old, 0.0).to(dtype)[:, None]
-        step = scaled + turn * step
-        old = torch.where(active, new, old)
-    else:
-        logger.warning(
-            "Conjugate gradients stopped after %d steps for %d of %d targets.",
-            MOST_ITERATIONS, int((old > goal).sum()), len(old),
-        )  # fmt: skip
-    return u
+        step = scaled + torch.where(old > 0, new / old, 0.0).to(dtype)[:, None] * step
+        old = new
+    logger.warning("Conjugate gradients stopped after %d steps for %d of %d targets.",
+                   MOST_ITERATIONS, int((old > goal).sum()), len(out))  # fmt: skip
+    out[rows] = u
+    return out
 
 
 @dataclass(frozen=True)
@@ -642,9 +677,16 @@ class _Small:
 
 
 def _shrink(
-    basis: _Basis, pieces: Tensor, tests: Tensor, own: _Targets, t: Tensor, rotated: Tensor,
-    alpha: Tensor, weight: Tensor, primal: bool,
-) -> _Small:  # fmt: skip
+    basis: _Basis,
+    pieces: _Bands | _Kernels,
+    tests: Sequence[Tensor],
+    own: _Targets,
+    t: Tensor,
+    rotated: Tensor,
+    alpha: Tensor,
+    weight: Tensor,
+    primal: bool,
+) -> _Small:
     """Project on the solution at eta = 0 and its derivatives up to second order."""
     inverse = (1 / (basis.values + alpha[:, None])).to(rotated.dtype)[:, None]
     base = rotated[:, None] * inverse
@@ -653,7 +695,7 @@ def _shrink(
     second_images = _images(first, pieces)
     second = [
         (second_images[s][:, r] + second_images[r][:, s])[:, None] * inverse
-        for s in range(len(pieces))
+        for s in range(len(first_images))
         for r in range(s + 1)
     ]
     last = torch.cat(second, dim=1)
@@ -677,7 +719,7 @@ def _shrink(
     scale = (basis.values if primal else alpha[:, None]).to(span.dtype)
     constant = torch.bmm(span * scale[..., None, :], span.transpose(1, 2)).double()
     dropped = torch.diag_embed((~keep).double())
-    predicted = torch.cat([_images(span, test.T[None])[0] for test in tests], dim=1)
+    predicted = torch.cat([span @ test.T for test in tests], dim=1)
     held_out = own.test[t][:, :, None]
     return _Small(
         span,
@@ -691,11 +733,10 @@ def _shrink(
     )
 
 
-def _images(vectors: Tensor, matrices: Tensor) -> list[Tensor]:
-    """Rows of `vectors` (T, q, d) times each matrix, as one product for all targets."""
+def _images(vectors: Tensor, pieces: _Bands | _Kernels) -> list[Tensor]:
+    """Rows of `vectors` (T, q, d) times each part, as one product for all targets."""
     b, q, d = vectors.shape
-    flat = vectors.reshape(b * q, d)
-    return [(flat @ matrix).view(b, q, -1) for matrix in matrices]
+    return [image.view(b, q, d) for image in pieces.images(vectors.reshape(b * q, d))]
 
 
 def _newton(models: Sequence[_Small], alpha: Tensor, n_spaces: int, primal: bool) -> Tensor:
@@ -769,7 +810,7 @@ def _refine(
             small = models[k].solve(inner).to(rotated[k].dtype)
             start = torch.bmm(small[:, None, :], models[k].span)[:, 0]
             pieces, tests = parts[k]
-            u = _solve(bases[k], pieces, rotated[k], a, moved, primal, start)
+            u = _solve(bases[k], pieces, rotated[k], a, moved, primal, start, slack=10.0)
             predicted = torch.zeros_like(own.test[t])
             for s, test in enumerate(tests):
                 predicted += outer[:, s, None].to(u.dtype) * (u @ test.T)
@@ -855,13 +896,17 @@ def banded_fit(
         members = (member == j).nonzero()[:, 0]
         gamma = gammas[members[0]]
         basis = fold.basis(gamma)
-        still = not eta[members].any()
-        pieces = X.new_empty((0, 0, 0)) if still else fold.pieces(gamma, basis)[0]
+        moved = bool(eta[members].any())
+        pieces = fold.pieces(gamma, basis)[0] if moved else None
         for chosen in target_batches(len(members), sum(X.shape), target_batch, X.device):
             t = members[chosen]
             own = fold.targets(Y[:, t])
             rotated = own.rhs @ basis.lift
-            u = _solve(basis, pieces, rotated, log_alpha[t].exp(), eta[t], fold.primal)
+            alpha = log_alpha[t].exp()
+            if pieces is None:
+                u = rotated / (basis.values + alpha[:, None]).to(rotated.dtype)
+            else:
+                u = _solve(basis, pieces, rotated, alpha, eta[t], fold.primal)
             coef[t] = fold.coefficients(gamma, eta[t], u @ basis.lift.T)
             intercept[t] = own.mean - coef[t] @ offset
     return coef, intercept
