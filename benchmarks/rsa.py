@@ -32,7 +32,7 @@ from brainalign.evaluation.rsa import evaluate_rdms, rdms_dataset
 REQUIRED = 10.0
 SEED = 0
 #: (stimuli, layers, subjects, samples, method, over): so many samples that the peer takes about
-#: 10 s for one run.
+#: 10 to 30 s for one run.
 CASES = {
     "full": [
         (92, 20, 4, 200, "corr", "both"),
@@ -40,9 +40,9 @@ CASES = {
         (92, 20, 4, 500, "corr", "stimuli"),
         (92, 20, 4, 100, "spearman", "stimuli"),
         (92, 20, 4, 40, "cosine_cov", "stimuli"),
-        (92, 20, 4, 50, "tau-a", "both"),
-        (200, 20, 8, 50, "corr", "both"),
-        (200, 20, 8, 10, "spearman", "both"),
+        (92, 6, 4, 200, "tau-a", "both"),
+        (200, 20, 8, 100, "corr", "both"),
+        (200, 20, 8, 20, "spearman", "both"),
     ],
     "small": [
         (30, 4, 3, 40, "corr", "both"),
