@@ -23,7 +23,7 @@ fails counts as failed, however fast it was. The scripts are in `benchmarks/`, w
 Ratios travel between machines better than times do: run the scripts on yours.
 
 ```bash
-pip install himalaya mtrf
+make setup                                        # or: pip install himalaya mtrf
 OMP_NUM_THREADS=2 python benchmarks/ridge.py     # and banded.py, trf.py, rsa.py, nsd.py, scaling.py
 python benchmarks/gpu.py                         # on a machine with a CUDA device
 python benchmarks/report.py

@@ -26,7 +26,7 @@ def measure(axis: str, value: int, repeats: int) -> dict[str, Any]:
     X, Y = problem(N, size["features"], size["targets"])
     alphas = np.logspace(0, 5, size["alphas"])
     ours = Ridge(alphas, cv=KFold(3), fit_intercept=False, device="cpu")
-    peer = himalaya("RidgeCV", "torch", (1000, 5))
+    peer = himalaya("RidgeCV", "torch", 1000, 5)
     peer.alphas = alphas
     times = harness.median_times(
         {"ours": lambda: fitted(ours, X, Y), "himalaya": lambda: fitted(peer, X, Y)}, repeats
