@@ -25,7 +25,7 @@ REQUIRED = 3.0
 LOWER = 1e-4
 #: n_samples, features of the three spaces, n_targets, n_gammas
 SIZES = {
-    "full": (3000, (300, 300, 400), 4000, 3),
+    "full": (3000, (300, 300, 400), 2000, 3),
     "small": (300, (30, 30, 40), 200, 3),
 }
 N_ALPHAS, N_FOLDS = 20, 3
