@@ -531,7 +531,7 @@ def test_features_that_are_not_finite():
         ({"splits": [(np.arange(20), [20, 21])]}, "Only 2 rows are tested"),
         ({"splits": [([0, 1, 2], [5, 6, 7]), ([0, 1, 2], [7, 8])]}, "tested in more than one"),
         ({"splits": [(np.ones(3, bool), np.ones(3, bool))]}, "mask of shape"),
-        ({"device": "cuda:99"}, "CUDA"),
+        ({"device": "cuda:99"}, "cuda:99"),
     ],
 )
 def test_options_that_cannot_be_used(options, what):

@@ -17,8 +17,8 @@ __all__ = ["Plan", "Sizes", "neuroid_chunk", "part_slice", "plan_blocks", "resid
 
 logger = logging.getLogger(__name__)
 
-#: Memory for what is not counted.
-RESERVE = 2**26
+#: Memory for what is not counted, and what freed memory is lost in gaps, as a factor.
+RESERVE, GAPS = 2**27, 1.25
 #: Neuroids that `align` and the bootstrap work on at once in float64.
 _ALIGNED_AT_ONCE, _BOOTSTRAPPED_AT_ONCE = 4096, 512
 #: Share of the free memory that is taken where no limit is given.
@@ -80,7 +80,7 @@ class Sizes:
         fitting = (n + self.null) * 4 * (2 * self.rows + 4 * self.rows)
         resampled = self.bootstraps * (16 * self.rows + n)
         resampled += min(n, _BOOTSTRAPPED_AT_ONCE) * (80 * self.bootstraps + 48 * self.rows)
-        return max(reading, fitting + (resampled if self.bootstraps else 0))
+        return int(GAPS * max(reading, fitting + (resampled if self.bootstraps else 0)))
 
 
 @dataclass(frozen=True)

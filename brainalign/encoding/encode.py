@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from brainalign.data.schema import validate
 from brainalign.data.splits import Split
 from brainalign.data.store import sha256_of
+from brainalign.device import resolve_device
 from brainalign.encoding.align import Aligned, Splits, align, make_splits, neuroid_coords
 from brainalign.encoding.blocks import Plan, Sizes, neuroid_chunk, part_slice, plan_blocks
 from brainalign.encoding.gather import gather
@@ -38,7 +39,6 @@ from brainalign.errors import ConfigError, SchemaError
 from brainalign.evaluation.ceilings import noise_ceiling, normalised_score
 from brainalign.evaluation.significance import PermutationTest, permutation_p, permutation_test
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas
-from brainalign.linear.solvers import resolve_device
 
 __all__ = ["encode"]
 
@@ -635,13 +635,22 @@ def _maximum(values: NDArray[np.float64]) -> xr.Dataset:
 
 
 def _loaded(result: EncodingResult) -> EncodingResult:
+    """Return the result with nothing left on disk."""
+
+    def load(ds: xr.Dataset) -> xr.Dataset:
+        loaded = ds.load()
+        loaded.attrs.pop("schema", None)
+        return loaded
+
     kept = result.predictions
     return replace(
         result,
-        scores=result.scores.load(),
-        best=result.best.load(),
-        encoders={name: ds.load() for name, ds in result.encoders.items()},
-        predictions=None if kept is None else kept.load(),
+        scores=load(result.scores),
+        best=load(result.best),
+        encoders={name: load(ds) for name, ds in result.encoders.items()},
+        bootstrap=load(result.bootstrap),
+        null=load(result.null),
+        predictions=None if kept is None else load(kept),
     )
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from brainalign.data.splits import Split, nested
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.linear.search import RidgeSolver, Solution
-from brainalign.linear.solvers import Factors, resolve_device
+from brainalign.linear.solvers import Factors
 
 __all__ = [
     "ALL_ROWS",

@@ -7,9 +7,9 @@ import torch
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from brainalign.device import resolve_device
 from brainalign.errors import SchemaError
 from brainalign.evaluation.rdm_bootstrap import sample_blocks, weighted_products
-from brainalign.evaluation.significance import torch_device
 
 __all__ = ["gram", "linear_cka", "resampled_cka"]
 
@@ -144,7 +144,7 @@ def resampled_cka(
     Song et al. (2012), JMLR 13, 1393-1434, eq. 5; Bickel & Freedman (1981), Annals of Statistics
     9, 1196-1217 (bootstrap of U-statistics).
     """
-    device = torch_device(device)
+    device = resolve_device(device)
     first, second = (
         torch.as_tensor(np.asarray(x, dtype=np.float64), device=device) for x in (K, L)
     )

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 from brainalign.evaluation.ceilings import normalised_score
 from brainalign.evaluation.scores import undefined
@@ -21,7 +22,6 @@ from brainalign.evaluation.significance import (
     max_statistic_p,
     percentiles,
     permutation_p,
-    torch_device,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "GroupEstimate",
     "SignFlipTest",
     "compare_over_subjects",
+    "compare_samples",
     "group_map",
     "sign_flip_test",
     "two_factor_test",
@@ -291,7 +292,52 @@ def compare_over_subjects(
             value[s, :, m], drawn[:, s, :, m] = means[0], means[1:]
     if not np.isfinite(value).any():
         raise SchemaError("No subject has a neuroid with a score: all are constant or not finite.")
-    smallest = int(n_stimuli.min())
+    ds = compare_samples(
+        value, drawn, subjects=names, rois=regions, models=list(p), n_stimuli=n_stimuli,
+        n_neuroids=n_neuroids, level=level,
+    )  # fmt: skip
+    ds.attrs |= {
+        "measure": "r" if ceiling is None else "normalised", "n_bootstrap": n_bootstrap,
+        "seed": seed, "n_shared_stimuli": _n_shared(rows),
+    }  # fmt: skip
+    return ds if roi is not None else ds.squeeze("roi", drop=True)
+
+
+def compare_samples(
+    values: ArrayLike,
+    samples: ArrayLike,
+    *,
+    subjects: Sequence[str],
+    rois: Sequence[str],
+    models: Sequence[str],
+    n_stimuli: ArrayLike,
+    n_neuroids: ArrayLike,
+    level: float = 0.95,
+) -> xr.Dataset:
+    """Compare models over subjects and stimuli, from scores whose bootstrap is at hand.
+
+    Parameters
+    ----------
+    values : array-like, shape (n_subjects, n_rois, n_models)
+        Scores. NaN leaves a subject out.
+    samples : array-like, shape (n_bootstrap, n_subjects, n_rois, n_models)
+        The same after resampling stimuli; a sample draws the same stimuli for all subjects.
+    subjects, rois, models : sequence of str
+        Names.
+    n_stimuli : array-like of int, shape (n_subjects,)
+        Stimuli that were resampled.
+    n_neuroids : array-like of int, shape (n_subjects, n_rois)
+        Neuroids behind each score.
+    level : float
+        Coverage of the intervals.
+
+    Returns
+    -------
+    Dataset
+        As of `compare_over_subjects`, with the dimension roi.
+    """
+    value, drawn = np.asarray(values, dtype=np.float64), np.asarray(samples, dtype=np.float64)
+    smallest = int(np.min(n_stimuli))
     single = two_factor_test(value, drawn, n_stimuli=smallest, level=level)
     pairs = [
         two_factor_test(
@@ -300,7 +346,7 @@ def compare_over_subjects(
             n_stimuli=smallest,
             level=level,
         )
-        for r in range(len(regions))
+        for r in range(len(rois))
     ]
     low, high = percentiles(drawn, level)
     one, two, each = ("roi", "model"), ("roi", "model", "model_2"), ("subject", "roi", "model")
@@ -319,18 +365,14 @@ def compare_over_subjects(
             "difference_high": (two, np.stack([t.high for t in pairs])),
             "p": (two, np.stack([t.p for t in pairs])),
             "n_subjects": ("roi", np.isfinite(value).all(axis=-1).sum(axis=0)),
-            "n_neuroids": (("subject", "roi"), n_neuroids),
-            "n_stimuli": ("subject", n_stimuli),
+            "n_neuroids": (("subject", "roi"), np.asarray(n_neuroids)),
+            "n_stimuli": ("subject", np.asarray(n_stimuli)),
         },
-        coords={"model": list(p), "model_2": list(p), "subject": names, "roi": regions},
-        attrs={
-            "measure": "r" if ceiling is None else "normalised",
-            "over": "subjects and stimuli", "n_bootstrap": n_bootstrap, "level": level,
-            "seed": seed, "n_shared_stimuli": _n_shared(rows),
-        },
+        coords={"model": list(models), "model_2": list(models), "subject": list(subjects),
+                "roi": list(rois)},
+        attrs={"over": "subjects and stimuli", "level": level},
     )  # fmt: skip
-    ds = ds.transpose("model", "model_2", "roi", "subject", missing_dims="ignore")
-    return ds if roi is not None else ds.squeeze("roi", drop=True)
+    return ds.transpose("model", "model_2", "roi", "subject", missing_dims="ignore")
 
 
 def sign_flip_test(
@@ -397,7 +439,7 @@ def sign_flip_test(
         raise ConfigError(
             f"A test over subjects needs at least two; got {len(x)} (min_subjects {min_subjects})."
         )
-    where = torch_device(device)
+    where = resolve_device(device)
     present = np.isfinite(x)
     n = present.sum(axis=0)
     filled = np.where(present, x, 0.0)

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from brainalign.device import resolve_device
 from brainalign.errors import SchemaError, UnknownNameError, near
-from brainalign.evaluation.significance import torch_device
 
 __all__ = ["COMPARISONS", "check_comparison", "draw_samples", "resampled_similarity"]
 
@@ -113,7 +113,7 @@ def resampled_similarity(
     Analysis and Theory 5, 3 (whitened measures).
     """
     check_comparison(method)
-    device = torch_device(device)
+    device = resolve_device(device)
     m, d = (torch.as_tensor(np.asarray(x, dtype=np.float64), device=device) for x in (models, data))
     c = torch.as_tensor(np.asarray(counts, dtype=np.float64), device=device)
     n = m.shape[-1]

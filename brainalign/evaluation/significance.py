@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control
 from tqdm.auto import tqdm
 
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.evaluation.scores import log_undefined, same_targets, undefined
 
@@ -177,7 +178,7 @@ def permutation_test(
     PermutationTest
         NaN for targets without a correlation.
     """
-    where = torch_device(device)
+    where = resolve_device(device)
     y, p = same_targets(measured, predicted)
     n, t = y.shape
     r, values = np.full((2, t), np.nan)
@@ -371,7 +372,7 @@ def bootstrap_r(
     """
     import torch
 
-    where = torch_device(device)
+    where = resolve_device(device)
     y, p = np.asarray(measured), np.asarray(predicted)
     single = y.dtype == p.dtype == np.float32
     dtype = torch.float32 if single else torch.float64
@@ -478,15 +479,3 @@ def _standardise(x: NDArray[np.float64]) -> NDArray[np.float64]:
     norm = np.sqrt(np.einsum("n...,n...->...", x, x))
     x /= np.where(norm > 0, norm, 1)
     return x
-
-
-def torch_device(device: str | torch.device) -> torch.device:
-    """Return the device; "auto" is CUDA where there is one, else the CPU."""
-    import torch
-
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {str(device)!r} was asked for, but torch sees no CUDA device.",
-                          'Use device="cpu" or "auto".')  # fmt: skip
-    return torch.device(device)

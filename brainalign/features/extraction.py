@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from brainalign.data import store as artefacts
 from brainalign.data.schema import validate
+from brainalign.device import resolve_device
 from brainalign.errors import BrainalignError, ConfigError, SchemaError, near
 from brainalign.features.layers import OUTPUT, Pooling, hooked, pool, pooled_shape, tensor_of
-from brainalign.features.models import Model, load_model, resolve_device
+from brainalign.features.models import Model, load_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

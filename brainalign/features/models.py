@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from brainalign.data.store import sha256_file, sha256_of
+from brainalign.device import resolve_device
 from brainalign.errors import (
     BrainalignError,
     ChecksumError,
@@ -38,7 +39,7 @@ from brainalign.features.layers import OUTPUT, Layer, match, tensor_of, trace
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Model", "find_weights", "list_layers", "load_model", "resolve_device"]
+__all__ = ["Model", "find_weights", "list_layers", "load_model"]
 
 log = logging.getLogger(__name__)
 
@@ -161,27 +162,6 @@ class Model:
 def list_layers(model: str | Model) -> list[Layer]:
     """Return every layer of a model with its output shape, in the order in which they finish."""
     return list((load_model(model) if isinstance(model, str) else model).traced.values())
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the device; ``"auto"`` is CUDA where there is one, else the CPU.
-
-    Raises
-    ------
-    ConfigError
-        If it is no device of this machine.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"This machine cannot use device {str(device)!r}: {reason}", "Use 'auto' or 'cpu'."
-        ) from error
-    return found
 
 
 def find_weights(path: str | Path, sha256: str | None = None) -> Path:

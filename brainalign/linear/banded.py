@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from torch import Tensor
 from tqdm import tqdm
 
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError, UnknownNameError, near
 from brainalign.linear.ridge import (
     DEFAULT_ALPHAS,
@@ -30,7 +31,7 @@ from brainalign.linear.ridge import (
     check_folds,
     warn_edges,
 )
-from brainalign.linear.solvers import resolve_device, split_indices, target_batches
+from brainalign.linear.solvers import split_indices, target_batches
 
 __all__ = [
     "BandedRidge",

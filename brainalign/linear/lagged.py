@@ -32,11 +32,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.evaluation.scores import pearson_r, r2
 from brainalign.linear.banded import Spaces, feature_spaces, sample_gammas
 from brainalign.linear.ridge import check_alphas, check_finite, warn_edges
-from brainalign.linear.solvers import choose_alpha, resolve_device
+from brainalign.linear.solvers import choose_alpha
 
 __all__ = [
     "LaggedRidge",

@@ -13,9 +13,10 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.model_selection import BaseCrossValidator, check_cv
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.linear.search import RidgeSolver
-from brainalign.linear.solvers import Factors, choose_alpha, resolve_device
+from brainalign.linear.solvers import Factors, choose_alpha
 
 __all__ = [
     "DEFAULT_ALPHAS",

@@ -16,15 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainalign.errors import ConfigError
-
 __all__ = [
     "Design",
     "Factors",
     "choose_alpha",
     "eigh",
     "factorise",
-    "resolve_device",
     "ridge_fit",
     "split_indices",
     "target_batches",
@@ -163,16 +160,6 @@ class Factors:
         values = self.eigenvalues[len(self.eigenvalues) - self.rank :]
         left = self.left[:, len(self.eigenvalues) - self.rank :]
         return (left / values.sqrt()).to(left.dtype), values
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device of a name; ``"auto"`` is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} was asked for, but torch sees no CUDA device.",
-                          'Use device="cpu" or "auto".')  # fmt: skip
-    return torch.device(device)
 
 
 def factorise(X: Tensor, *, fit_intercept: bool = True) -> Factors:

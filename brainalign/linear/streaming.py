@@ -23,10 +23,10 @@ from sklearn.model_selection import BaseCrossValidator, check_cv
 from tqdm.auto import tqdm
 
 from brainalign.data.store import require_disk, sha256_of, swap_in
+from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.linear.ridge import check_alphas, check_finite, check_folds, warn_edges, warn_rank
 from brainalign.linear.search import RidgeSolver
-from brainalign.linear.solvers import resolve_device
 
 __all__ = ["ridge_to_store"]
 
