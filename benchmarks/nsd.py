@@ -7,7 +7,6 @@ reading, writing, factorising and choosing lowers the share.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 import zarr
 
 from brainalign.linear import RidgeSolver, ridge_to_store
+from brainalign.memory import peak_bytes
 
 ALPHAS = np.logspace(0, 5, 20)
 FOLDS = 3
@@ -64,7 +64,7 @@ def stream(folder: Path, out: Path, threads: int, limit: float) -> None:
     start = time.perf_counter()
     ridge_to_store(X, Y, out, alphas=ALPHAS, cv=splits(len(X)), memory_gib=limit, device="cpu")
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+    peak = peak_bytes() / 2**30
     print(json.dumps({"seconds": seconds, "peak_gib": peak}))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from mtrf.model import TRF
 from threadpoolctl import threadpool_limits
 
 from brainalign.linear import LaggedRidge, lagged_predict
+from brainalign.memory import peak_bytes
 
 REQUIRED = 5.0
 RATE, TMIN, TMAX, N_LAGS = 100, 0.0, 0.4, 41
@@ -134,7 +134,7 @@ def _large(trials: int, seconds: int, electrodes: int, threads: int) -> dict[str
         device="cpu",
     ).fit(X, Y)  # fmt: skip
     wall = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_bytes() / 2**30
     return {"wall": wall, "peak_gib": peak, "r2": float(np.median(model.best_score_))}
 
 

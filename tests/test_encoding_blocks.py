@@ -354,7 +354,7 @@ import numpy as np, torch, xarray as xr
 torch.set_num_threads(1)
 from brainalign.data.store import read
 from brainalign.encoding import encode
-from brainalign.encoding.blocks import resident_bytes
+from brainalign.memory import peak_bytes, resident_bytes
 layers = {"a": read(sys.argv[1], "features").load()}
 responses = read(sys.argv[2], "responses")
 encode(layers, responses.isel(neuroid=slice(8)), n_bootstrap=5, n_permutations=8, inner_cv="gcv")
@@ -362,10 +362,7 @@ began, limit = resident_bytes(), resident_bytes() + 288 * 2**20
 ids = responses["stimulus_id"].values
 encode(layers, responses, memory_gib=limit / 2**30, n_bootstrap=5, n_permutations=20,
        alphas=[10, 100], inner_cv="gcv", splits=[(ids[:600], ids[600:700])], keep_predictions=False)
-# Not getrusage: its peak is at first that of the process that started this one.
-status = open("/proc/self/status").read()
-peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-print((peak - began) / (limit - began))
+print((peak_bytes() - began) / (limit - began))
 """
 
 

@@ -59,6 +59,7 @@ def test_fit_agrees_with_sklearn(shape, intercept, offset):
         np.testing.assert_allclose(ours.predict(X), expected, rtol=1e-8, atol=1e-8 * scale)
 
 
+@pytest.mark.filterwarnings("ignore::brainalign.linear.RankWarning")
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, intercept=st.booleans(), rank=st.sampled_from([None, 2]))
 def test_leave_one_out_agrees_with_ridgecv(shape, intercept, rank):

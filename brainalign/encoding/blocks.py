@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import xarray as xr
 
 from brainalign.errors import ConfigError
+from brainalign.memory import free_bytes, resident_bytes
 
-__all__ = ["Plan", "Sizes", "neuroid_chunk", "part_slice", "plan_blocks", "resident_bytes"]
+__all__ = ["Plan", "Sizes", "neuroid_chunk", "part_slice", "plan_blocks"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ def plan_blocks(
         If not even one neuroid fits, or the result does not.
     """
     resident = resident_bytes()
-    limit = resident + _SHARE * _free_bytes() if memory_gib is None else memory_gib * 2**30
+    limit = resident + _SHARE * free_bytes() if memory_gib is None else memory_gib * 2**30
     # While blocks are joined, the result stands there twice.
     fixed = resident + RESERVE + 2 * sizes.result(n)
 
@@ -205,32 +204,3 @@ def part_slice(n: int, chunk: int, part: tuple[int, int]) -> slice:
     unit = chunk if -(-n // chunk) >= m else 1
     units = -(-n // unit)
     return slice((k - 1) * units // m * unit, min(k * units // m * unit, n))
-
-
-def resident_bytes() -> int:
-    """Bytes that this process holds now."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        import resource
-
-        # Without /proc (macOS) the peak so far, in bytes there, stands in.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return pages * mmap.PAGESIZE
-
-
-def _free_bytes() -> float:
-    """Bytes that the machine, or the container, has free."""
-    import os
-
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(float(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
-    except OSError:
-        free = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        group = Path("/sys/fs/cgroup")
-        most = float((group / "memory.max").read_text())
-        return min(free, most - float((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        return free

@@ -27,6 +27,7 @@ from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.linear.ridge import check_alphas, check_finite, check_folds, warn_edges, warn_rank
 from brainalign.linear.search import RidgeSolver
+from brainalign.memory import resident_bytes
 
 __all__ = ["ridge_to_store"]
 
@@ -331,7 +332,7 @@ def _require_memory(
     n, p = shape
     small = min(n_train, p)
     factors = itemsize * (4 * n * p + 4 * small**2) + 8 * 5 * small**2
-    least = _resident() + RESERVE + factors + _slice_bytes(n, p, len(grid), width, itemsize)
+    least = resident_bytes() + RESERVE + factors + _slice_bytes(n, p, len(grid), width, itemsize)
     if least > memory_gib * 2**30:
         raise ConfigError(
             f"memory_gib is {memory_gib:g}, but X of {n} x {p} and one chunk of {width} targets "
@@ -349,7 +350,7 @@ def _targets_per_slice(
     itemsize: int,
 ) -> int:
     """Whole chunks of targets that fit beside the factors, which are in memory now."""
-    room = memory_gib * 2**30 - _resident() - RESERVE
+    room = memory_gib * 2**30 - resident_bytes() - RESERVE
     one = _slice_bytes(shape[0], shape[1], len(grid), width, itemsize)
     if room < one:
         raise ConfigError(
@@ -364,18 +365,6 @@ def _targets_per_slice(
 def _slices(plan: _Plan) -> Iterator[slice]:
     for start in range(0, plan.n_targets, plan.step):
         yield slice(start, min(start + plan.step, plan.n_targets))
-
-
-def _resident() -> int:
-    """Bytes that this process holds now."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        import resource
-
-        # Without /proc (macOS) the peak so far, in bytes there, stands in.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return pages * mmap.PAGESIZE
 
 
 def _step_begun(partial: Path, step: int) -> int:
