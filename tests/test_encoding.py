@@ -12,6 +12,7 @@ from scipy import stats
 from brainalign.data.simulate import Simulation, simulate, true_responses
 from brainalign.encoding import (
     compare_models,
+    compare_subjects,
     encode,
     fit_encoder,
     layer_roi,
@@ -587,6 +588,42 @@ def test_layer_by_roi_and_models(linear):
     elsewhere = encode(other, made.responses, **{**options, "seed": 3})
     with pytest.raises(SchemaError, match="not tested on the same rows: fold"):
         compare_models({"net": result, "lesser": elsewhere})
+
+
+def test_models_over_subjects_and_stimuli():
+    rng = np.random.default_rng(4)
+    n, v = 120, 8
+    ids = [f"s{i:03d}" for i in range(n)]
+    signal, other = rng.standard_normal((2, n, 10))
+    models = {
+        "net": features(signal, ids, model="net"), "lesser": features(other, ids, model="lesser")
+    }  # fmt: skip
+    results = {}
+    for name in ("a", "b", "c", "d"):
+        y = signal @ rng.standard_normal((10, v)) + 2 * rng.standard_normal((n, v))
+        data = responses(y, ids)
+        results[name] = {
+            m: encode(x, data, permutation="none", inner_cv="gcv", seed=1, n_bootstrap=200)
+            for m, x in models.items()
+        }
+    table = compare_subjects(results, rois=["V1"])
+    gap = table.sel(model="net", model_2="lesser", roi="V1")
+    assert float(gap["p"]) < 0.001 and float(gap["difference_low"]) > 0.5
+    for name, by in results.items():
+        mine = table["per_subject"].sel(subject=name, model="net", roi="V1")
+        assert float(mine) == pytest.approx(float(by["net"].best["r"].mean()))
+    mean = table["per_subject"].sel(model="net", roi="V1").mean()
+    assert float(table["value"].sel(model="net", roi="V1")) == pytest.approx(float(mean))
+    with pytest.raises(ConfigError, match="from two on"):
+        compare_subjects({"a": results["a"]})
+    fewer = encode(
+        models["net"].isel(stimulus=slice(0, 100)), data.isel(presentation=slice(0, 100)),
+        permutation="none", inner_cv="gcv", seed=1, n_bootstrap=200,
+    )  # fmt: skip
+    with pytest.raises(SchemaError, match="not tested on the same stimuli"):
+        compare_subjects({"a": {"net": results["a"]["net"]}, "e": {"net": fewer}})
+    with pytest.raises(SchemaError, match="has the models"):
+        compare_subjects({"a": results["a"], "b": {"net": results["b"]["net"]}})
 
 
 def test_order_of_features_and_seed():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -187,6 +188,28 @@ def test_a_typo_in_the_configuration_stops_before_any_work(run):
     finally:
         run.write(CONFIG)
         os.utime(run.folder / "small.yaml", (1, 1))
+
+
+def test_parts_of_the_neuroids_give_what_one_job_gives(run, tmp_path):
+    from brainalign.encoding import read_result
+
+    name = "results/small/encoding/simulated/sim1/v1"
+    shutil.copytree(run.folder / name, tmp_path / "one")
+    config = json.loads(json.dumps(CONFIG))
+    config["encoding"] |= {"parts": 2}
+    run.write(config)
+    planned = jobs(run("-n"))
+    steps = {"encode_part": 4, "gather": 2, "evaluate": 1, "report": 1}
+    assert planned == {"all": 1, **steps, "total": 9}
+    run(name)
+    one, two = (read_result(f) for f in (tmp_path / "one", run.folder / name))
+    assert not list((run.folder / "results/small/encoding-parts").rglob("*.zarr"))
+    for a, b in ((one.best, two.best), (one.scores, two.scores)):
+        np.testing.assert_allclose(a["r"].values, b["r"].values, atol=1e-5)
+        np.testing.assert_array_equal(a["alpha"].values, b["alpha"].values)
+        np.testing.assert_allclose(a["p"].values, b["p"].values, atol=0.05)
+    assert (one.best["best_layer"].values == two.best["best_layer"].values).all()
+    assert one.best.attrs["inputs"] == two.best.attrs["inputs"]
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])

@@ -1,7 +1,7 @@
 """Encoding models: brain responses predicted from features."""
 
 from brainalign.encoding.align import Aligned, align, make_splits
-from brainalign.encoding.compare import compare_models, layer_roi
+from brainalign.encoding.compare import compare_models, compare_subjects, layer_roi
 from brainalign.encoding.encode import encode
 from brainalign.encoding.gather import gather, gather_folders
 from brainalign.encoding.model import fit_encoder, predict
@@ -16,6 +16,7 @@ __all__ = [
     "align",
     "check_double_dipping",
     "compare_models",
+    "compare_subjects",
     "deviations",
     "encode",
     "fit_encoder",

@@ -9,11 +9,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from brainalign.encoding.result import EncodingResult
-from brainalign.encoding.rois import MEASURES, NESTED, roi_members
+from brainalign.encoding.rois import ALL_ROIS, MEASURES, NESTED, roi_members
 from brainalign.errors import ConfigError, SchemaError
+from brainalign.evaluation.group import compare_samples
 from brainalign.evaluation.significance import percentiles
 
-__all__ = ["compare_models", "layer_roi"]
+__all__ = ["compare_models", "compare_subjects", "layer_roi"]
 
 _OVER = ("stimuli", "neuroids", "both")
 
@@ -133,6 +134,77 @@ def compare_models(
         coords={"model": list(results), "model_2": list(results), "roi": list(members)},
         attrs={"measure": measure, "over": over, "level": level, **_drawn(first)},
     )
+
+
+def compare_subjects(
+    results: Mapping[str, Mapping[str, EncodingResult]],
+    *,
+    measure: str = "r",
+    rois: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> xr.Dataset:
+    """Compare models in every ROI so that the result holds for other subjects and other stimuli.
+
+    The bootstrap samples of the results draw the same stimuli for every subject and model; the
+    tests are those of `brainalign.evaluation.two_factor_test`, paired within subjects. Each model
+    predicts each neuroid from the layer chosen for it in the training folds.
+
+    Parameters
+    ----------
+    results : dict of subject to dict of model name to EncodingResult
+        The same models for each of at least two subjects, tested on the same stimuli.
+    measure, rois, level
+        As in `layer_roi`; a ROI that a subject lacks is tested on the others.
+
+    Returns
+    -------
+    Dataset
+        See `brainalign.evaluation.compare_over_subjects`.
+
+    Raises
+    ------
+    ConfigError
+        With fewer than two subjects.
+    SchemaError
+        If models, tested stimuli or samples differ between subjects.
+    """
+    if len(results) < 2:
+        raise ConfigError(f"Subjects are compared from two on; there are {len(results)}.")
+    name, first = next(iter(results.items()))
+    models = list(first)
+    regions = list(roi_members(first[models[0]].best, rois)) if rois is None else list(rois)
+    tested = np.unique(first[models[0]].bootstrap["stimulus_id"].values.astype(str))
+    for subject, by in results.items():
+        if list(by) != models:
+            raise SchemaError(f"{name!r} has the models {models}; {subject!r} has {list(by)}.")
+        _check_same(by)
+        one = by[models[0]]
+        theirs = np.unique(one.bootstrap["stimulus_id"].values.astype(str))
+        if not np.array_equal(tested, theirs) or _drawn(one) != _drawn(first[models[0]]):
+            raise SchemaError(
+                f"{name!r} and {subject!r} were not tested on the same stimuli, or hold different "
+                "bootstrap samples.",
+                "Encode all with the same stimuli, n_bootstrap and seed; for subjects with stimuli "
+                "of their own use brainalign.evaluation.compare_over_subjects on predictions.",
+            )
+    values = np.full((len(results), len(regions), len(models)), np.nan)
+    n_bootstrap = _drawn(first[models[0]])["n_bootstrap"]
+    samples = np.full((n_bootstrap, *values.shape), np.nan)
+    n_neuroids = np.zeros(values.shape[:2], dtype=np.int64)
+    for s, by in enumerate(results.values()):
+        known = [*roi_members(by[models[0]].best), ALL_ROIS, "all"]
+        own = [roi for roi in regions if roi in known]
+        at = [regions.index(roi) for roi in own]
+        members = roi_members(by[models[0]].best, own)
+        n_neuroids[s, at] = [len(m) for m in members.values()]
+        for m, result in enumerate(by.values()):
+            values[s, at, m] = _roi_values(result, [NESTED], members, measure)[0]
+            samples[:, s, at, m] = _roi_samples(result, [NESTED], members, measure, "stimuli")[:, 0]
+    ds = compare_samples(
+        values, samples, subjects=list(results), rois=regions, models=models,
+        n_stimuli=np.full(len(results), len(tested)), n_neuroids=n_neuroids, level=level,
+    )  # fmt: skip
+    return ds.assign_attrs(measure=measure, **_drawn(first[models[0]]))
 
 
 def _drawn(result: EncodingResult) -> dict[str, int]:

@@ -18,7 +18,7 @@ from brainalign.data.bundle import read_bundle
 from brainalign.data.cortex import N_VERTICES
 from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.stimuli import StimulusSet
-from brainalign.encoding.compare import compare_models, layer_roi
+from brainalign.encoding.compare import compare_models, compare_subjects, layer_roi
 from brainalign.encoding.result import EncodingResult, read_result
 from brainalign.encoding.rois import ALL_ROIS, roi_members
 from brainalign.errors import ConfigError
@@ -131,6 +131,8 @@ def encoding_section(
     ]
     figures.append(_layers_figure(layer_table, title, len(shown)))
     figures.append(_models_figure(comparison, titles, baselines, len(shown)))
+    if len(shown) > 1 and len(models) > 1:
+        figures.append(_subjects_figure(results, main, titles, baselines, rois))
     figures += _scatter(shown, title) if few else _against_ceiling(shown, title)
     if category and not few:
         figures += _categories(shown, category, title)
@@ -419,6 +421,58 @@ def _models_figure(
         ds,
         {"y_label": "mean r"},
     )
+
+
+def _subjects_figure(
+    results: Results,
+    main: str,
+    titles: Mapping[str, str],
+    baselines: Sequence[str],
+    rois: Sequence[str],
+) -> Figure:
+    """Show by how much the main model passes its best rival, for subjects and stimuli together."""
+    tested = compare_subjects(results, rois=rois)
+    models = tested["model"].values.astype(str).tolist()
+    rivals = [m for m in models if m in baselines and m != main]
+    rivals = rivals or [m for m in models if m != main]
+    best = [max(rivals, key=lambda m: float(tested["value"].sel(model=m, roi=r))) for r in rois]
+    here = [tested.sel(model=main, model_2=b, roi=r) for b, r in zip(best, rois, strict=True)]
+    each = np.array(
+        [
+            tested["per_subject"].sel(model=main, roi=r) - tested["per_subject"].sel(model=b, roi=r)
+            for b, r in zip(best, rois, strict=True)
+        ]
+    )
+    none = np.full_like(each, np.nan)
+    stacked = {
+        "value": np.column_stack([[float(h["difference"]) for h in here], each]),
+        "low": np.column_stack([[float(h["difference_low"]) for h in here], none]),
+        "high": np.column_stack([[float(h["difference_high"]) for h in here], none]),
+    }
+    ds = xr.Dataset(
+        {k: (("item", "series"), v) for k, v in stacked.items()},
+        coords={
+            "item": [f"{r} − {titles.get(b, b)}" for b, r in zip(best, rois, strict=True)],
+            "series": ["over subjects and stimuli", *tested["subject"].values.astype(str)],
+        },
+    )
+    ds["value"].attrs = {"long_name": "difference of mean r", "units": "r"}
+    p = ", ".join(f"{r} {_p(float(h['p']))}" for r, h in zip(rois, here, strict=True))
+    return Figure(
+        "subjects",
+        "points",
+        f"{titles.get(main, main)} against its best rival, for other subjects and stimuli",
+        "Difference of mean r from the best other model of each region, for each subject and, with "
+        "its 95 % interval, for the mean of subjects: the interval is that for new subjects and "
+        "new images, so few subjects make it wide. Above 0, the model explains more. "
+        f"Two-sided p, not corrected for the number of regions: {p}.",
+        ds,
+        {"y_label": "difference of r", "reference_lines": [{"label": "no difference", "value": 0}]},
+    )
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
 def _against_ceiling(shown: Mapping[str, EncodingResult], title: str) -> list[Figure]:
