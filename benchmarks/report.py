@@ -13,7 +13,22 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-ORDER = ("ridge", "banded", "trf", "rsa", "nsd", "gpu")
+#: Title of a section: the records that it shows.
+SECTIONS = {
+    "Ridge, one alpha per target": ("ridge_kfold", "ridge_alphas", "ridge_wide", "ridge_closed"),
+    "Banded ridge": ("banded",),
+    "Temporal response functions": ("trf",),
+    "Representational similarity": ("rsa",),
+    "Permutation test and bootstrap": ("significance",),
+    "One subject of the size of NSD, from disk to disk": ("nsd",),
+    "On a GPU": ("gpu",),
+}
+#: Entries of a row's work that the table tells, with the word for their unit.
+SIZES = {
+    "targets": "targets", "n_targets": "targets", "channels": "channels", "alphas": "alphas",
+    "n_alphas": "alphas", "n_gammas": "gammas", "penalties": "penalties", "folds": "folds",
+    "n_folds": "folds", "samples": "samples", "trials": "trials", "dtype": "",
+}  # fmt: skip
 INTRO = """# Benchmarks
 
 Each row runs ours and a peer on the same arrays, folds, type and threads, in one process, in
@@ -58,7 +73,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             for name, c in row.get("accuracy", {}).items()
         )
         cells = [
-            row["case"] + ("" if row.get("passed", True) else " **(failed)**"),
+            row["case"] + sizes(row) + ("" if row.get("passed", True) else " **(failed)**"),
             "" if ours is None else seconds(ours),
             "" if theirs is None else f"{seconds(theirs)} {peer}",
             f"{row['ratio']:.1f}" if "ratio" in row else "",
@@ -69,15 +84,37 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(made: dict[str, Any]) -> str:
-    m = made["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in m["libraries"].items() if v != "not installed")
-    device = f", {m['accelerator']}" if "accelerator" in m else ""
-    return (
-        f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']:g} GiB"
-        f"{device}; float32 matrix products {m['matmul_float32_gflops']:g} Gflop/s; "
-        f"Python {m['python']}, {versions}. Measured {made['date']}."
+def sizes(row: dict[str, Any]) -> str:
+    """What the name of the case does not say of the work."""
+    words = []
+    for key, word in SIZES.items():
+        value = row["work"].get(key)
+        text = value if isinstance(value, str) else f"{value:,} {word}" if value else ""
+        if text and text not in row["case"]:
+            words.append(text)
+    return f" ({', '.join(words)})" if words else ""
+
+
+def machine(records: list[dict[str, Any]]) -> str:
+    """Say what the records were measured on; their rates of matrix products as a range."""
+    lines: dict[str, list[float]] = {}
+    for made in records:
+        m = made["machine"]
+        versions = ", ".join(f"{k} {v}" for k, v in m["libraries"].items() if v != "not installed")
+        device = f", {m['accelerator']}" if "accelerator" in m else ""
+        line = (
+            f"{m['processor']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']:g} GiB"
+            f"{device}; Python {m['python']}, {versions}. Measured {made['date']}"
+        )
+        lines.setdefault(line, []).append(m["matmul_float32_gflops"])
+    return "\n\n".join(
+        f"{line}; float32 matrix products {_span(rates)} Gflop/s." for line, rates in lines.items()
     )
+
+
+def _span(rates: list[float]) -> str:
+    low, high = (f"{x:.0f}" for x in (min(rates), max(rates)))
+    return low if low == high else f"{low} to {high}"
 
 
 def plot_scaling(made: dict[str, Any], path: Path) -> None:
@@ -105,21 +142,14 @@ def plot_scaling(made: dict[str, Any], path: Path) -> None:
 def main() -> None:
     found = records()
     parts = [INTRO]
-    titles = {
-        "ridge": "Ridge, one alpha per target",
-        "banded": "Banded ridge",
-        "trf": "Temporal response functions",
-        "rsa": "Representational similarity",
-        "nsd": "One subject of the size of NSD, from disk to disk",
-        "gpu": "On a GPU",
-    }
-    for name in ORDER:
-        parts.append(f"## {titles[name]}\n")
-        if name not in found:
+    for title, names in SECTIONS.items():
+        parts.append(f"## {title}\n")
+        here = [found[name] for name in names if name in found]
+        if not here:
             parts.append("Not measured yet.\n")
             continue
-        parts.append(table(found[name]["rows"]) + "\n")
-        parts.append(machine(found[name]) + "\n")
+        parts.append(table([row for made in here for row in made["rows"]]) + "\n")
+        parts.append(machine(here) + "\n")
     if "scaling" in found:
         plot_scaling(found["scaling"], DOCS / "images" / "scaling.svg")
         work = found["scaling"]["rows"][0]["work"]
@@ -132,7 +162,7 @@ def main() -> None:
             f"k-fold ridge, {work['n']:,} rows, {work['folds']} folds; where an axis does not "
             "vary: 2,000 targets, 500 features, 20 alphas. Both axes are logarithmic.\n"
         )
-        parts.append(machine(found["scaling"]) + "\n")
+        parts.append(machine([found["scaling"]]) + "\n")
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
 
 

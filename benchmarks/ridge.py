@@ -58,8 +58,12 @@ def himalaya(kind: str, backend: str, targets: int | None, alphas: int | None) -
 def best_himalaya(
     X: np.ndarray, Y: np.ndarray, kinds: tuple[str, ...]
 ) -> tuple[tuple[str, str, int | None, int | None], dict[str, float]]:
-    """Try every estimator, backend and batch size once; return the fastest and all times."""
+    """Try every estimator, backend and batch size once; return the fastest and all times.
+
+    On a quarter of the targets: the largest batch tried is as large.
+    """
     tried = {}
+    Y = np.ascontiguousarray(Y[:, ::4])
     for kind in kinds:
         for options in TRIES:
             work = himalaya(kind, *options)
@@ -107,7 +111,7 @@ def kfold(shape: tuple[int, int, int], kinds: tuple[str, ...], required: float, 
         work={
             "n": shape[0], "p": shape[1], "targets": shape[2], "alphas": len(ALPHAS),
             "folds": FOLDS, "dtype": "float32", "himalaya": " ".join(map(str, best)),
-            "himalaya_tried_s": tried,
+            "himalaya_tried_on_a_quarter_s": tried,
         },
     )  # fmt: skip
 
@@ -187,8 +191,9 @@ def main() -> None:
         "wide": lambda: [kfold(sizes["wide"], ("RidgeCV", "KernelRidgeCV"), 3.0, args)],
         "closed": lambda: closed_form(sizes["tall"], args),
     }
-    rows = [row for name, run in cases.items() if args.only in name for row in run()]
-    raise SystemExit(not harness.record("ridge", rows, args.out))
+    chosen = {name: run for name, run in cases.items() if args.only in name}
+    passed = [harness.record(f"ridge_{name}", run(), args.out) for name, run in chosen.items()]
+    raise SystemExit(not all(passed))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import logging
 
 import h5py
@@ -182,6 +183,7 @@ def test_p_values_are_never_zero_and_uniform_under_the_null():
     assert abs((test.p <= 0.05).mean() - 0.05) < 0.015
 
 
+@pytest.mark.filterwarnings("ignore:Rows in blocks")
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(12, 40),
@@ -200,7 +202,8 @@ def test_permutations_in_batches_are_the_plain_loop(n, t, scheme, grouped, ties,
         y[0], p[0], y[1:4], p[1:4] = 2, 2, -1, 1
     if single:
         y, p = y.astype(np.float32), p.astype(np.float32)
-    options = {"scheme": scheme, "block": 2, "groups": np.arange(n) % 2 if grouped else None}
+    block = 2 if scheme == "block" else 1
+    options = {"scheme": scheme, "block": block, "groups": np.arange(n) % 2 if grouped else None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(significance, "_TARGETS_AT_ONCE", 4)
         patch.setattr(significance, "_ROWS_AT_ONCE", 7)
@@ -227,34 +230,73 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         permutation_test(np.ones((3, 1)), np.ones((3, 1)), groups=[0, 0, 1])
 
 
-@pytest.mark.parametrize("scheme", ["circular", "block"])
-def test_time_series_permutations_hold_where_free_exchange_does_not(scheme):
+def autoregressive(rng, n, t, coefficient=0.9):
+    x = rng.standard_normal((n + 100, t))
+    for i in range(1, n + 100):
+        x[i] += coefficient * x[i - 1]
+    return x[100:]
+
+
+@pytest.mark.parametrize("n", [150, 400])
+def test_circular_shifts_hold_for_time_series_where_free_exchange_does_not(n):
+    """Each study has its own shifts: rejections of targets that share them are not independent."""
     rng = np.random.default_rng(7)
-    n, t = 400, 600
-    y, p = np.zeros((2, n, t))
-    for x in (y, p):
-        e = rng.standard_normal((n + 100, t))
-        for i in range(1, n + 100):
-            e[i] += 0.9 * e[i - 1]
-        x[:] = e[100:]
-    right = permutation_test(y, p, n_permutations=199, scheme=scheme, block=40, seed=0).p
-    wrong = permutation_test(y, p, n_permutations=199, seed=0).p
-    assert (wrong <= 0.05).mean() > 0.2
-    assert (right <= 0.05).mean() < 0.09
+    rates = {"circular": [], "stimuli": []}
+    for seed in range(10):
+        y, p = autoregressive(rng, n, 200), autoregressive(rng, n, 200)
+        for scheme, rate in rates.items():
+            test = permutation_test(y, p, n_permutations=99, scheme=scheme, seed=seed)
+            rate.append((test.p <= 0.05).mean())
+    assert np.mean(rates["stimuli"]) > 0.2
+    assert 0.035 < np.mean(rates["circular"]) < 0.07
+
+
+def test_circular_shifts_of_rows_in_a_ring_are_exact():
+    rng = np.random.default_rng(8)
+    smooth = np.exp(-np.minimum(np.arange(60), 60 - np.arange(60)) / 6)
+    smooth = np.fft.rfft(smooth)[:, None]
+    y, p = (
+        np.fft.irfft(smooth * np.fft.rfft(rng.standard_normal((60, 4000)), axis=0), n=60, axis=0)
+        for _ in range(2)
+    )
+    rates = [
+        (permutation_test(a, b, n_permutations=99, scheme="circular", seed=i).p <= 0.05).mean()
+        for i, (a, b) in enumerate(
+            zip(np.split(y, 20, axis=1), np.split(p, 20, axis=1), strict=True)
+        )
+    ]
+    assert abs(np.mean(rates) - 0.05) < 0.015
+
+
+def test_long_blocks_hold_for_time_series_and_few_blocks_are_warned_of():
+    rng = np.random.default_rng(7)
+    y, p = autoregressive(rng, 800, 300), autoregressive(rng, 800, 300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        test = permutation_test(y, p, n_permutations=199, scheme="block", block=40)
+    assert (test.p <= 0.05).mean() < 0.09
+    with pytest.warns(UserWarning, match="make 19 blocks"):
+        permutation_test(y[:760], p[:760], n_permutations=9, scheme="block", block=40)
 
 
 def test_permuted_rows_stay_in_their_group_and_keep_neighbours():
-    runs = np.repeat([0, 1, 2], 12)
+    runs = np.repeat([0, 1, 2], 24)
     for scheme in ("stimuli", "circular", "block"):
-        for order in permutation_rows(36, 20, scheme=scheme, block=3, groups=runs, seed=0):
+        block = 3 if scheme == "block" else 1
+        for order in permutation_rows(72, 20, scheme=scheme, block=block, groups=runs, seed=0):
             np.testing.assert_array_equal(runs[order], runs)
-            np.testing.assert_array_equal(np.sort(order), np.arange(36))
-    for order in permutation_rows(12, 50, scheme="circular", block=3, seed=0):
-        shift = order[0]
-        assert 3 <= shift <= 9
-        np.testing.assert_array_equal(order, (np.arange(12) + shift) % 12)
-    with pytest.raises(ConfigError, match="at least 7 rows"):
-        list(permutation_rows(6, 1, scheme="circular", block=3))
+            np.testing.assert_array_equal(np.sort(order), np.arange(72))
+    shifts = set()
+    for order in permutation_rows(12, 300, scheme="circular", seed=0):
+        shifts.add(int(order[0]))
+        np.testing.assert_array_equal(order, (np.arange(12) + order[0]) % 12)
+    assert shifts == set(range(12))  # none is left out, not even those near 0
+    with pytest.raises(ConfigError, match="at least 6 rows"):
+        list(permutation_rows(5, 1, scheme="block", block=3))
+    with pytest.raises(ConfigError, match="Leave block out"):
+        list(permutation_rows(60, 1, scheme="circular", block=3))
+    with pytest.raises(ConfigError, match="at least 1"):
+        list(permutation_rows(60, 1, scheme="block", block=0))
 
 
 def test_maximum_statistic_holds_the_family_wise_rate():

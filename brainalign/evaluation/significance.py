@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,8 @@ __all__ = [
 
 _TARGETS_AT_ONCE = 2048
 _ROWS_AT_ONCE = 1024
+# Blocks below which an exchange of blocks is warned of.
+_FEWEST_BLOCKS = 20
 # Values of a gathered block: what stays in a core's cache, and what fills a GPU.
 _GATHERED = {"cpu": 2**19, "cuda": 2**26}
 
@@ -99,10 +102,11 @@ def permutation_rows(
     n_permutations : int
         Number of orders.
     scheme : {"stimuli", "circular", "block"}
-        Exchange rows freely; shift them circularly (time series: keeps the autocorrelation); or
-        exchange whole blocks of neighbouring rows.
+        Exchange rows freely; shift them circularly by any number of rows, 0 included (time
+        series: keeps the autocorrelation); or exchange whole blocks of neighbouring rows.
     block : int
-        Rows of a block; for "circular" the smallest shift, in rows, to either side.
+        Rows of a block, for "block" alone. Circular shifts take no smallest shift: without the
+        shifts near 0 the orders, with the measured one, are no group, and false positives rise.
     groups : array-like, shape (n,), optional
         Rows are exchanged (or shifted) only within a group, such as a run.
     seed : int
@@ -111,20 +115,51 @@ def permutation_rows(
     Yields
     ------
     ndarray of int, shape (n,)
+
+    Raises
+    ------
+    ConfigError
+        For a scheme that is not known, or rows that are too few for it.
+
+    Warns
+    -----
+    UserWarning
+        If "block" makes fewer than 20 blocks.
+
+    Notes
+    -----
+    Circular shifts are exact for series that are stationary round the circle. Elsewhere the seam,
+    where the end meets the beginning, matters the less the longer a group is beside the
+    correlation time of its rows. Blocks have a seam each: they must be long beside that time.
     """
     if scheme not in ("stimuli", "circular", "block"):
         raise ConfigError(f"scheme is {scheme!r}; expected 'stimuli', 'circular' or 'block'.")
+    if block < 1 or (block != 1 and scheme != "block"):
+        raise ConfigError(
+            f"block={block} goes with scheme='block' and is at least 1; scheme is {scheme!r}.",
+            "Leave block out: circular shifts are drawn from all, as a smallest one would make "
+            "false positives likelier." if scheme == "circular" else None,
+        )  # fmt: skip
     labels = np.zeros(n, dtype=int) if groups is None else np.asarray(groups)
     if labels.shape != (n,):
         raise ConfigError(f"groups has shape {labels.shape}; expected ({n},).")
     members = [np.flatnonzero(labels == g) for g in np.unique(labels)]
     for rows in members:
-        least = {"stimuli": 2, "circular": 2 * block + 1, "block": 2 * block}[scheme]
+        least = 2 * block
         if len(rows) < least:
             raise ConfigError(
                 f"A {scheme!r} permutation with block={block} needs at least {least} rows in every "
                 f"group; one has {len(rows)}."
             )
+    n_blocks = sum(len(rows) // block for rows in members)
+    if scheme == "block" and n_blocks < _FEWEST_BLOCKS:
+        warnings.warn(
+            f"Rows in blocks of {block} make {n_blocks} blocks: with fewer than {_FEWEST_BLOCKS}, "
+            "the null distribution rests on few independent pieces, and orders leave a good part "
+            "of the rows where they are. Use scheme='circular', or more data; blocks shorter than "
+            "the correlation of the rows would make false positives likelier.",
+            stacklevel=2,
+        )
     rng = np.random.default_rng(seed)
     for _ in range(n_permutations):
         order = np.arange(n)
@@ -135,8 +170,7 @@ def permutation_rows(
 
 def _one_order(n: int, scheme: str, block: int, rng: np.random.Generator) -> NDArray[np.intp]:
     if scheme == "circular":
-        shift = int(rng.integers(block, n - block + 1)) if block else int(rng.integers(n))
-        return np.roll(np.arange(n), shift)
+        return np.roll(np.arange(n), int(rng.integers(n)))
     if scheme == "block" and block > 1:
         pieces = np.array_split(np.arange(n), n // block)
         return np.concatenate([pieces[i] for i in rng.permutation(len(pieces))])
