@@ -1,4 +1,4 @@
-"""Without a GPU, Triton kernels run under Triton's interpreter: decided before they are imported."""
+"""Without a GPU, kernels run under Triton's interpreter: decided before they are imported."""
 
 from __future__ import annotations
 
