@@ -25,7 +25,36 @@ __all__ = ["Comparison", "GoldenFile", "Run", "check_file", "check_folder"]
 FLOAT64, GRADIENT64, FLOAT32 = 1e-9, 1e-7, 2e-5
 
 #: Folder name: module of this package whose function of that name yields the runs of a file.
-MECHANISMS: dict[str, str] = {}
+MECHANISMS: dict[str, str] = {
+    "agent_attention_core": "agent",
+    "agent_attention_cswin": "agent",
+    "agent_attention_deit": "agent",
+    "agent_attention_pvt": "agent",
+    "agent_attention_swin": "agent",
+    "attention_adversarial_training": "adversarial",
+    "decay_linear_attention": "lightning",
+    "efficient_local_attention": "efficient_local",
+    "flow_attention": "flow",
+    "flow_attention_causal": "flow",
+    "gaussian_adaptive_attention": "gaussian",
+    "gla_naive": "lightning",
+    "halo_attention": "halo",
+    "lightnet_additive_recurrence": "lightnet",
+    "lightnet_fla": "lightnet",
+    "lightnet_xmixers": "lightnet",
+    "lightning_attention": "lightning",
+    "lightning_attention_recurrent": "lightning",
+    "lrpe_1d": "lrpe",
+    "md_lrpe": "lrpe",
+    "md_tpe": "tpe",
+    "neighborhood_attention_1d": "neighborhood",
+    "neighborhood_attention_2d": "neighborhood",
+    "neighborhood_attention_3d": "neighborhood",
+    "ninformer": "ninformer",
+    "tpe": "tpe",
+    "ulsam": "ulsam",
+    "visual_attention_redistribution": "sinks",
+}
 
 
 @dataclass(frozen=True)
