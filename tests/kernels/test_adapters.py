@@ -2,231 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from real_models import (
+    CASES,
+    case_gpt2,
+    case_hf_clip,
+    case_open_clip,
+    case_timm,
+    case_timm_registers,
+    images,
+    llama,
+    seeded,
+    timm_vit,
+    tokens,
+    unet,
+)
 from torch import nn
 
 from brainalign_kernels import ShapeError, UnsupportedError, count_calls, softmax_attention
 from brainalign_kernels.adapters import attention_layers, parse, swap_attention
-
-
-def seeded(build):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build()
-        # Libraries initialise so small that attention is nearly uniform, whatever computes it.
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2:
-                nn.init.normal_(parameter, float(name.endswith("weight")), 0.3)
-            else:
-                nn.init.normal_(parameter, std=1.5 * (len(parameter) / parameter.numel()) ** 0.5)
-        return model.eval().requires_grad_(False)
-
-
-def images(size=32, batch=2, channels=3):
-    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def tokens(length=9, batch=2, words=50):
-    return torch.randint(1, words, (batch, length), generator=torch.Generator().manual_seed(2))
-
-
-def timm_vit(**options):
-    timm = pytest.importorskip("timm")
-    return seeded(
-        lambda: timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=32,
-            patch_size=4,
-            embed_dim=48,
-            depth=2,
-            num_heads=3,
-            num_classes=7,
-            **options,
-        )
-    )
-
-
-def case_timm():
-    model = timm_vit(qk_norm=True)
-    return model, lambda: model(images())
-
-
-def case_timm_registers():
-    model = timm_vit(reg_tokens=3, init_values=1.0)
-    for block in model.blocks:
-        block.attn.fused_attn = False
-    return model, lambda: model(images())
-
-
-def case_timm_rope():
-    timm = pytest.importorskip("timm")
-    model = seeded(
-        lambda: timm.create_model(
-            "eva02_tiny_patch14_224", img_size=28, patch_size=7, embed_dim=48, depth=2, num_heads=3
-        )
-    )
-    return model, lambda: model(images(28))
-
-
-def case_timm_swin():
-    timm = pytest.importorskip("timm")
-    model = seeded(
-        lambda: timm.create_model(
-            "swin_tiny_patch4_window7_224",
-            img_size=56,
-            window_size=7,
-            embed_dim=24,
-            depths=(2, 1),
-            num_heads=(2, 4),
-        )
-    )
-    return model, lambda: model(images(56))
-
-
-def clip(**vision):
-    open_clip = pytest.importorskip("open_clip")
-    size = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8}
-    text = {"context_length": 9, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}
-    return seeded(lambda: open_clip.CLIP(24, {**size, **vision}, text))
-
-
-def case_open_clip():
-    model = clip()
-    return model, lambda: torch.cat([model.encode_image(images()), model.encode_text(tokens())])
-
-
-def case_open_clip_pooler():
-    model = clip(attentional_pool=True, attn_pooler_queries=5, attn_pooler_heads=2)
-    return model, lambda: torch.cat([model.encode_image(images()), model.encode_text(tokens())])
-
-
-def case_open_clip_custom():
-    from open_clip.transformer import Transformer
-
-    model = seeded(lambda: Transformer(32, 2, 2, qk_norm=True, scale_heads=True))
-    mask = torch.full((9, 9), -torch.inf).triu(1)
-    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1))
-    return model, lambda: model(x, attn_mask=mask)
-
-
-def case_hf_vit(implementation="sdpa"):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        attn_implementation=implementation,
-    )
-    model = seeded(lambda: transformers.ViTModel(config))
-    return model, lambda: model(pixel_values=images()).last_hidden_state
-
-
-def case_hf_vit_eager():
-    return case_hf_vit("eager")
-
-
-def case_hf_clip():
-    transformers = pytest.importorskip("transformers")
-    size = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    config = transformers.CLIPConfig(
-        text_config={**size, "hidden_size": 32, "vocab_size": 50, "max_position_embeddings": 12},
-        vision_config={**size, "hidden_size": 48, "image_size": 32, "patch_size": 8},
-        projection_dim=24,
-    )
-    model = seeded(lambda: transformers.CLIPModel(config))
-    keep = torch.ones(2, 9, dtype=torch.long)
-    keep[1, 6:] = 0
-
-    def run():
-        out = model(input_ids=tokens(), pixel_values=images(), attention_mask=keep)
-        return torch.cat([out.image_embeds, out.text_embeds])
-
-    return model, run
-
-
-def case_gpt2(implementation="sdpa", padded=False):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(
-        vocab_size=50,
-        n_positions=16,
-        n_embd=48,
-        n_layer=2,
-        n_head=3,
-        attn_implementation=implementation,
-    )
-    model = seeded(lambda: transformers.GPT2LMHeadModel(config))
-    keep = torch.ones(2, 9, dtype=torch.long)
-    keep[1, 6:] = 0 if padded else 1
-    return model, lambda: model(input_ids=tokens(), attention_mask=keep).logits
-
-
-def case_gpt2_eager():
-    return case_gpt2("eager")
-
-
-def case_gpt2_padded():
-    return case_gpt2(padded=True)
-
-
-def llama():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=50,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    return seeded(lambda: transformers.LlamaForCausalLM(config))
-
-
-def case_llama():
-    model = llama()
-    return model, lambda: model(input_ids=tokens()).logits
-
-
-def unet(**options):
-    diffusers = pytest.importorskip("diffusers")
-    return seeded(
-        lambda: diffusers.UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=12,
-            attention_head_dim=4,
-            norm_num_groups=4,
-            **options,
-        )
-    )
-
-
-def case_unet():
-    model = unet()
-    text = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(3))
-    return model, lambda: model(images(16, channels=4), 7, text).sample
-
-
-def case_torch():
-    layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=False)
-    model = seeded(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
-    x = torch.randn(7, 2, 32, generator=torch.Generator().manual_seed(1))
-    padding = torch.zeros(2, 7, dtype=torch.bool)
-    padding[1, 5:] = True
-    return model, lambda: model(x.requires_grad_(), src_key_padding_mask=padding)
-
-
-CASES = {name.removeprefix("case_"): f for name, f in globals().items() if name[:5] == "case_"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -249,7 +46,7 @@ def test_plain_softmax_changes_nothing_and_restoring_is_exact(name):
 @pytest.mark.parametrize("name", CASES)
 def test_another_attention_changes_the_output(name):
     model, run = CASES[name]()
-    before = run()
+    before = run().detach()
     seen = []
 
     def uniform(q, k, v, *, shape, mask, is_causal, scale):
@@ -257,7 +54,7 @@ def test_another_attention_changes_the_output(name):
         return softmax_attention(torch.zeros_like(q), k, v, mask=mask, is_causal=is_causal)
 
     swap = swap_attention(model, uniform)
-    assert float((run() - before).abs().max()) > 1e-4
+    assert float((run().detach() - before).abs().max()) > 1e-4
     assert len(seen) == len(swap.layers)
     seen.clear()
     swap.restore()
@@ -434,9 +231,204 @@ def test_multi_head_attention_of_pytorch(mask, same):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_nested_tensors_are_refused():
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    model = seeded(lambda: nn.TransformerEncoder(layer, 1))
+    padding = torch.tensor([[False] * 4, [False] * 2 + [True] * 2])
+    with swap_attention(model, "softmax"), pytest.raises(UnsupportedError, match="nested"):
+        model(torch.zeros(2, 4, 8), src_key_padding_mask=padding)
+
+
 def test_specifications():
     assert str(parse("softmax")) == "softmax"
     with pytest.raises(ShapeError, match="no attention 'softmx'. Known: .*softmax"):
         parse("softmx")
     with pytest.raises(ShapeError, match="'softmax' has no option 'k=3'. Known, .*: none"):
         parse("softmax:k=3")
+
+
+def test_specifications_carry_all_options():
+    assert str(parse("neighborhood:k=5")) == "neighborhood:d=1,k=5,stride=1"
+    assert str(parse(" neighborhood : stride=2, k=5 ")) == "neighborhood:d=1,k=5,stride=2"
+    with pytest.raises(ShapeError, match="neighborhood:k is 'x'; expected int, such as 7"):
+        parse("neighborhood:k=x")
+    with pytest.raises(ShapeError, match="no option 'k'. Known, with defaults: k=7, d=1, stride=1"):
+        parse("neighborhood:k")
+    with pytest.raises(ShapeError, match="agent:m is 48; expected a square"):
+        parse("agent:m=48")
+
+
+def qkv(shape, prefix, heads=2, groups=2, d=5, e=3, batch=2):
+    make = torch.Generator().manual_seed(3)
+    n = math.prod(shape) + prefix
+    return [
+        torch.randn(batch, h, n, c, generator=make, dtype=torch.float64)
+        for h, c in [(heads, d), (groups, d), (groups, e)]
+    ]
+
+
+def run(spec, q, k, v, shape=None, mask=None, is_causal=False, scale=None):
+    return parse(spec)(q, k, v, shape=shape, mask=mask, is_causal=is_causal, scale=scale)
+
+
+def test_neighborhood_with_tokens_before_the_grid():
+    q, k, v = qkv((4, 5), 2)
+    out = run("neighborhood:k=3", q, k, v, (4, 5), scale=0.3)
+    logits = 0.3 * q @ k.transpose(-1, -2)
+    for i in range(22):
+        if i < 2:
+            seen = list(range(22))
+        else:
+            row, column = divmod(i - 2, 5)
+            rows, columns = min(max(row - 1, 0), 1), min(max(column - 1, 0), 2)
+            window = [5 * y + x for y in range(rows, rows + 3) for x in range(columns, columns + 3)]
+            seen = [0, 1, *(2 + j for j in window)]
+        expected = logits[:, :, i, seen].softmax(-1)[:, :, None] @ v[:, :, seen]
+        torch.testing.assert_close(out[:, :, i : i + 1], expected)
+    plain = run("neighborhood:k=3", *(x[:, :, 2:] for x in (q, k, v)), (4, 5), scale=0.3)
+    mask = torch.ones(1, 1, 20, 20, dtype=torch.bool)
+    with count_calls() as calls:
+        same = run("neighborhood:k=3", *(x[:, :, 2:] for x in (q, k, v)), (4, 5), mask, scale=0.3)
+    assert list(calls) == [("neighborhood_attention", "compiled")]
+    torch.testing.assert_close(same, plain)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_neighborhood_under_a_mask(kind):
+    from brainalign_kernels import neighborhood_mask
+
+    q, k, v = qkv((4, 5), 0)
+    make = torch.Generator().manual_seed(5)
+    keep = torch.rand(2, 1, 1, 20, generator=make) > 0.3
+    mask = keep if kind == "bool" else torch.randn(1, 2, 20, 20, generator=make).double()
+    logits = q @ k.transpose(-1, -2) / 5**0.5
+    logits = logits.masked_fill(~keep, -torch.inf) if kind == "bool" else logits + mask
+    window = neighborhood_mask((4, 5), kernel_size=3)
+    expected = logits.masked_fill(~window, -torch.inf).softmax(-1).nan_to_num(0) @ v
+    torch.testing.assert_close(run("neighborhood:k=3", q, k, v, (4, 5), mask), expected)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_halo_with_tokens_before_the_grid(prefix):
+    q, k, v = qkv((4, 6), prefix)
+    out = run("halo:block=2,halo=1", q, k, v, (4, 6), scale=0.3)
+    for i in range(prefix, prefix + 24):
+        row, column = divmod(i - prefix, 6)
+        rows, columns = row // 2 * 2 - 1, column // 2 * 2 - 1
+        keys, values = [], []
+        for y in range(rows, rows + 4):
+            for x in range(columns, columns + 4):
+                inside = 0 <= y < 4 and 0 <= x < 6
+                j = prefix + 6 * y + x
+                keys.append(k[:, :, j] if inside else torch.zeros_like(k[:, :, 0]))
+                values.append(v[:, :, j] if inside else torch.zeros_like(v[:, :, 0]))
+        keys = torch.stack([*keys, *k[:, :, :prefix].unbind(2)], 2)
+        values = torch.stack([*values, *v[:, :, :prefix].unbind(2)], 2)
+        weights = (0.3 * q[:, :, i : i + 1] @ keys.transpose(-1, -2)).softmax(-1)
+        torch.testing.assert_close(out[:, :, i : i + 1], weights @ values)
+    expected = softmax_attention(q[:, :, :prefix], k, v, scale=0.3)
+    torch.testing.assert_close(out[:, :, :prefix], expected)
+
+
+def test_agents_are_pooled_from_the_image_only():
+    q, k, v = qkv((4, 6), 1)
+    agents = q[:, :, 1:].unflatten(2, (2, 2, 2, 3)).mean((3, 5)).flatten(2, 3)
+    gathered = softmax_attention(agents, k, v)
+    torch.testing.assert_close(
+        run("agent:m=4", q, k, v, (4, 6)), softmax_attention(q, agents, gathered)
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_lightning_in_both_directions(groups):
+    q, k, v = qkv((4, 6), 1, heads=4, groups=groups)
+    out = run("lightning", q, k, v, (4, 6))
+    place = torch.arange(25)
+    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]).double() * (1 + 1e-5)
+    decay = (-slopes[:, None, None] * (place[:, None] - place).abs()).exp()
+    k, v = (x.repeat_interleave(4 // groups, dim=1) for x in (k, v))
+    expected = (q @ k.transpose(-1, -2) * decay) @ v
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
+SEQUENCE = ["flow", "lightnet", "lightning", "linear", "neighborhood:k=3", "sink:c=1"]
+
+
+@pytest.mark.parametrize("spec", SEQUENCE)
+@pytest.mark.parametrize("name", ["gpt2", "gpt2_eager", "llama"])
+def test_text_stays_causal(spec, name):
+    model, run_model = CASES[name]()
+    inputs = tokens()
+    with swap_attention(model, spec):
+        before = run_model()
+        inputs[:, -1] = (inputs[:, -1] + 1) % 50
+        after = model(input_ids=inputs).logits
+    assert torch.isfinite(before).all()
+    torch.testing.assert_close(after[:, :-1], before[:, :-1], rtol=1e-4, atol=1e-4)
+    assert float((after[:, -1] - before[:, -1]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("spec", SEQUENCE)
+def test_causal_mask_of_the_text_tower(spec):
+    model, _ = case_open_clip()
+    inputs = tokens()
+    layers = "transformer.*"
+    with swap_attention(model, spec, layers=layers):
+        seen = []
+        handle = model.transformer.register_forward_hook(lambda m, a, out: seen.append(out))
+        model.encode_text(inputs)
+        inputs[:, -1] = (inputs[:, -1] + 1) % 50
+        model.encode_text(inputs)
+        handle.remove()
+    torch.testing.assert_close(seen[1][:, :-1], seen[0][:, :-1], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(seen[1][:, -1], seen[0][:, -1])
+
+
+GRID = ["neighborhood:k=3", "neighborhood:k=2,d=2", "halo:block=4,halo=1", "agent:m=4"]
+
+
+@pytest.mark.parametrize("spec", [*SEQUENCE, *GRID])
+def test_every_mechanism_in_an_image_model(spec):
+    outputs = {}
+    for name in ("timm_registers", "timm_rope", "hf_vit", "open_clip", "unet"):
+        model, run_model = CASES[name]()
+        before = run_model()
+        with swap_attention(model, spec) as swap:
+            outputs[name] = run_model()
+        assert torch.isfinite(outputs[name]).all()
+        assert float((outputs[name] - before).abs().max()) > 1e-3
+        assert len(swap.layers) + len(swap.skipped) == len(attention_layers(model))
+        if name == "open_clip" and spec in GRID:
+            assert set(swap.skipped.values()) == {"its tokens are no image"}
+            assert all(layer.startswith("visual.") for layer in swap.layers)
+        if name == "unet" and not parse(spec).cross:
+            assert set(swap.skipped.values()) == {"its queries and keys are different tokens"}
+        assert torch.equal(run_model(), before)
+
+
+def test_a_window_over_everything_is_softmax():
+    model, run_model = case_timm_registers()
+    before = run_model()
+    with swap_attention(model, "neighborhood:k=8"):
+        torch.testing.assert_close(run_model(), before, rtol=1e-4, atol=1e-4)
+    with swap_attention(model, "sink:c=-1e9"):
+        torch.testing.assert_close(run_model(), before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_mechanism_cannot_do_is_said():
+    model, run_model = CASES["gpt2_padded"]()
+    with swap_attention(model, "flow"):
+        with pytest.raises(UnsupportedError, match="flow takes no mask but a causal one"):
+            run_model()
+    with swap_attention(model, "agent:m=4"):
+        with pytest.raises(UnsupportedError, match="agent is not causal"):
+            model(input_ids=tokens())
+    with pytest.raises(UnsupportedError, match="cannot replace 'transformer.*no image"):
+        swap_attention(case_open_clip()[0], "halo", layers="transformer.*")
+    model, run_model = case_timm()
+    with swap_attention(model, "neighborhood:k=9"):
+        with pytest.raises(ShapeError):
+            run_model()
+    with swap_attention(model, "neighborhood:k=3", grid=(3, 7)) as swap:
+        model.blocks[0].attn(torch.zeros(1, 22, 48))
+        assert swap.calls == 1

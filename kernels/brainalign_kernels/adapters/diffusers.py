@@ -69,15 +69,15 @@ def _has_map(module: nn.Module) -> bool:
     )
 
 
-def swap(model: Any, sites: Sequence[Site], attention: Attend) -> Callable[[], None]:
-    """Replace the attention at `sites`, all others stay; the result undoes it."""
+def swap(model: Any, pairs: Sequence[tuple[Site, Attend]]) -> Callable[[], None]:
+    """Replace the attention at some sites, all others stay; the result undoes it."""
     before = dict(model.attn_processors)
     if any(isinstance(p, Processor) for p in before.values()):
         raise UnsupportedError("This model's attention is swapped already: restore it first.")
-    chosen = {f"{site.name}.processor": site for site in sites}
+    chosen = {f"{site.name}.processor": (site, attention) for site, attention in pairs}
     model.set_attn_processor(
         {
-            key: Processor(inner, chosen[key], attention) if key in chosen else inner
+            key: Processor(inner, *chosen[key]) if key in chosen else inner
             for key, inner in before.items()
         }
     )

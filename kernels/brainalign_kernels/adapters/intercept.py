@@ -90,8 +90,11 @@ def swap(site: Site, attention: Attend) -> Callable[[], None]:
     module.__dict__[_MARK] = True
     for flag in flags:
         setattr(module, flag, True)
+    # PyTorch's encoder layers have a fused path around this module, unless it has a hook.
+    hook = module.register_forward_hook(lambda module, args, output: None)
 
     def restore() -> None:
+        hook.remove()
         del module.__dict__["forward"], module.__dict__[_MARK]
         module.__dict__.update(before)
         for flag, value in flags.items():
@@ -123,6 +126,10 @@ def multi_head_attention(
         raise UnsupportedError(f"{site.name!r}: bias_kv and add_zero_attn cannot be swapped.")
     if module.training and module.dropout:
         raise UnsupportedError(f"{site.name!r} drops attention weights: use model.eval().")
+    if query.is_nested:
+        raise UnsupportedError(
+            f"{site.name!r} gets nested tensors: build the encoder with enable_nested_tensor=False."
+        )
     single = query.ndim == 2
     if single:
         query, key, value = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from brainalign_kernels.adapters import mechanisms
 from brainalign_kernels.adapters.sites import Attend
 from brainalign_kernels.errors import ShapeError
 
@@ -21,19 +22,22 @@ class Mechanism:
     Parameters
     ----------
     build : callable
-        Takes the options, returns an `Attend`.
+        Takes the options' values in their order, returns an `Attend`.
     options : mapping
         Names and defaults.
     grid : bool
         Whether it needs to know where on a grid the tokens are.
     cross : bool
         Whether queries and keys may be different tokens.
+    line : bool
+        Whether the grid may be one axis, as text is.
     """
 
     build: Callable[..., Attend]
     options: Mapping[str, Any]
     grid: bool = False
     cross: bool = False
+    line: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Attention:
     run: Attend
     grid: bool = False
     cross: bool = False
+    line: bool = True
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See `Attend`."""
@@ -74,7 +79,7 @@ def parse(attention: str | Attend) -> Attention:
         return attention
     if not isinstance(attention, str):
         return Attention(getattr(attention, "__name__", repr(attention)), attention, cross=True)
-    name, _, rest = attention.strip().partition(":")
+    name, _, rest = (part.strip() for part in attention.partition(":"))
     if name not in MECHANISMS:
         raise ShapeError(f"There is no attention {name!r}. Known: {'; '.join(describe())}.")
     mechanism = MECHANISMS[name]
@@ -88,9 +93,10 @@ def parse(attention: str | Attend) -> Attention:
     written = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
     return Attention(
         f"{name}:{written}" if written else name,
-        mechanism.build(**options),
+        mechanism.build(*options.values()),
         mechanism.grid,
         mechanism.cross,
+        mechanism.line,
     )
 
 
@@ -115,22 +121,14 @@ def _read(text: str, default: Any, where: str) -> Any:
     raise ShapeError(f"{where} is {text!r}; expected {kind.__name__}, such as {default}.")
 
 
-def _softmax() -> Attend:
-    from brainalign_kernels import softmax_attention
-
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        shape: tuple[int, ...] | None,
-        mask: Tensor | None,
-        is_causal: bool,
-        scale: float | None,
-    ) -> Tensor:
-        return softmax_attention(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
-
-    return attend
-
-
-MECHANISMS = {"softmax": Mechanism(_softmax, {}, cross=True)}
+MECHANISMS = {
+    "agent": Mechanism(mechanisms.agent, {"m": 49, "k_scale2": 1.0, "k_shortcut": 0.0}, grid=True),
+    "flow": Mechanism(mechanisms.flow, {}, cross=True),
+    "halo": Mechanism(mechanisms.halo, {"block": 7, "halo": 3}, grid=True, line=False),
+    "lightnet": Mechanism(mechanisms.lightnet, {}),
+    "lightning": Mechanism(mechanisms.lightning, {"scale": 1.0}),
+    "linear": Mechanism(mechanisms.linear, {"eps": 1e-6}, cross=True),
+    "neighborhood": Mechanism(mechanisms.neighborhood, {"k": 7, "d": 1, "stride": 1}, grid=True),
+    "sink": Mechanism(mechanisms.sink, {"c": 0.0}, cross=True),
+    "softmax": Mechanism(mechanisms.softmax, {}, cross=True),
+}

@@ -29,9 +29,15 @@ class Swap:
     """
 
     def __init__(
-        self, layers: tuple[str, ...], skipped: dict[str, str], undo: list[Callable[[], None]]
+        self, sites: Sequence[Site], skipped: dict[str, str], undo: list[Callable[[], None]]
     ) -> None:
-        self.layers, self.skipped, self._undo = layers, skipped, undo
+        self.layers = tuple(site.name for site in sites)
+        self.skipped, self._undo, self._sites = skipped, undo, sites
+
+    @property
+    def calls(self) -> int:
+        """How often the swapped attention has been computed so far, over all layers."""
+        return sum(site.calls for site in self._sites)
 
     def restore(self) -> None:
         """Put the model's own attention back; a second call does nothing."""
@@ -67,8 +73,9 @@ def swap_attention(
     Mechanisms on a grid get the grid of the image tokens, which is read behind the patch embedding
     at each forward pass. Tokens before it (class token, registers) attend to all tokens and are
     attended to by all; then, or where the model has a mask, the mechanism runs as softmax attention
-    with a dense mask. In a model with a grid, its text layers and cross-attention keep their own
-    attention; without any grid, the tokens are one axis.
+    with a dense mask. In a model with a grid, its text layers keep their own attention unless
+    `layers` names them; text is one axis. Cross-attention is replaced only by mechanisms whose
+    queries and keys may be different tokens.
 
     Parameters
     ----------
@@ -96,6 +103,18 @@ def swap_attention(
         If the model's attention cannot be swapped, or is swapped already.
     """
     chosen = parse(attention)
+    return swap_sites(model, chosen, lambda site: chosen, layers=layers, grid=grid)
+
+
+def swap_sites(
+    model: nn.Module,
+    chosen: Attention,
+    at: Callable[[Site], Attend],
+    *,
+    layers: int | str | Sequence[int | str] | None = None,
+    grid: tuple[int, ...] | None = None,
+) -> Swap:
+    """Replace attention by what `at` gives for each layer, where `chosen` could go."""
     family, sites = _find(model)
     if grid is not None:
         given = Grid(fixed=tuple(grid))
@@ -105,7 +124,7 @@ def swap_attention(
     has_grid = any(site.grid is not None for site in sites)
     kept = []
     for site in wanted:
-        reason = _unfit(site, chosen, has_grid)
+        reason = _unfit(site, chosen, has_grid and layers is None)
         if not reason:
             kept.append(site)
         elif layers is None:
@@ -121,17 +140,18 @@ def swap_attention(
     undo: list[Callable[[], None]] = []
     try:
         undo += [h.remove for h in read_grids([s.grid for s in kept if s.grid is not None])]
+        pairs = [(site, at(site)) for site in kept]
         if family == "transformers":
-            undo.append(transformers.swap(model, kept, chosen))
+            undo.append(transformers.swap(model, pairs))
         elif family == "diffusers":
-            undo.append(diffusers.swap(model, kept, chosen))
+            undo.append(diffusers.swap(model, pairs))
         else:
-            for site in kept:
-                undo.append(intercept.swap(site, chosen))
+            for site, attend in pairs:
+                undo.append(intercept.swap(site, attend))
     except BaseException:
-        Swap((), {}, undo).restore()
+        Swap([], {}, undo).restore()
         raise
-    return Swap(tuple(site.name for site in kept), skipped, undo)
+    return Swap(kept, skipped, undo)
 
 
 def attention_layers(model: nn.Module) -> list[str]:
@@ -185,10 +205,10 @@ def _select(sites: Sequence[Site], layers: int | str | Sequence[int | str] | Non
     return [site for site in sites if site.name in chosen]
 
 
-def _unfit(site: Site, attention: Attention, has_grid: bool) -> str:
+def _unfit(site: Site, attention: Attention, images_only: bool) -> str:
     """Why `attention` cannot replace this layer, or an empty string."""
     if site.cross and not attention.cross:
         return "its queries and keys are different tokens"
-    if attention.grid and has_grid and site.grid is None:
+    if attention.grid and site.grid is None and (images_only or not attention.line):
         return "its tokens are no image"
     return ""

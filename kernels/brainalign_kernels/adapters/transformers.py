@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from brainalign_kernels.adapters import mechanisms
 from brainalign_kernels.adapters.sites import Attend, Site
 from brainalign_kernels.errors import UnsupportedError
 
@@ -29,8 +30,8 @@ def is_attention(module: nn.Module) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
-def swap(model: Any, sites: Sequence[Site], attention: Attend) -> Callable[[], None]:
-    """Replace the attention at `sites`, all others stay; the result undoes it."""
+def swap(model: Any, pairs: Sequence[tuple[Site, Attend]]) -> Callable[[], None]:
+    """Replace the attention at some sites, all others stay; the result undoes it."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -41,7 +42,8 @@ def swap(model: Any, sites: Sequence[Site], attention: Attend) -> Callable[[], N
         raise UnsupportedError(
             f"{type(model).__name__} does not use transformers' AttentionInterface."
         )
-    chosen = {id(site.module): site for site in sites}
+    chosen = {id(site.module): (site, attention) for site, attention in pairs}
+    stays = mechanisms.softmax()
     name = f"{PREFIX}{next(_numbers)}"
 
     def attend(
@@ -56,9 +58,7 @@ def swap(model: Any, sites: Sequence[Site], attention: Attend) -> Callable[[], N
         position_bias: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        site = chosen.get(id(module))
-        run: Attend = _softmax if site is None else attention
-        site = site or Site("a layer that stays", module)
+        site, run = chosen.get(id(module)) or (Site("a layer that stays", module), stays)
         for option in ("softcap", "s_aux"):
             if options.get(option) is not None:
                 raise UnsupportedError(f"{site.name!r}: {option} cannot be swapped.")
@@ -78,9 +78,9 @@ def swap(model: Any, sites: Sequence[Site], attention: Attend) -> Callable[[], N
     AttentionMaskInterface.register(name, sdpa_mask)
 
     def restore() -> None:
+        # Setting a configuration also sets those inside it, which come after it in the list.
         for config, implementation in before:
             config._attn_implementation = implementation
-        # Setting a configuration also sets those inside it, which come after it in the list.
         AttentionInterface._global_mapping.pop(name, None)
         AttentionMaskInterface._global_mapping.pop(name, None)
 
@@ -111,25 +111,10 @@ def _configs(model: nn.Module) -> Iterator[tuple[Any, str | None]]:
             yield from walk(config)
 
 
-def _softmax(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    shape: tuple[int, ...] | None,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-) -> Tensor:
-    from brainalign_kernels import softmax_attention
-
-    return softmax_attention(q, k, v, mask=mask, is_causal=is_causal, scale=scale)
-
-
 def _add_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
     if mask is None:
         return bias
-    if mask.dtype == bool or not mask.is_floating_point():
+    if not mask.is_floating_point():
         return bias.masked_fill(~mask, -float("inf"))
     return bias + mask
 
