@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -341,3 +345,134 @@ def test_module_refuses():
     with pytest.raises(ShapeError, match="gate must be one of"):
         LightningAttention(8, 2, gate="tanh")
     assert LightningAttention(10, 3, head_dim=4)(torch.zeros(1, 2, 10)).shape == (1, 2, 10)
+
+
+def on(device, x):
+    return {n: t.detach().to(device).requires_grad_() for n, t in x.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [(torch.float32, 2e-6), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)],
+)
+@pytest.mark.parametrize(("shape", "chunk"), [((1, 2, 21, 5, 36), 16), ((1, 1, 70, 36, 4), 64)])
+def test_kernel_is_the_reference(kind, dtype, bound, shape, chunk, device):
+    x = on(device, make(*shape, kind, dtype))
+    exact = on(device, {n: t.double() for n, t in x.items()})
+    expected = attend(exact, impl="reference", scale=0.7)
+    with count_calls() as calls:
+        made = attend(x, impl="triton", scale=0.7, chunk_size=chunk)
+    assert [path for _, path in calls] == ["triton"]
+    assert made[0].dtype == dtype and made[1].dtype == torch.float32
+    assert_close(made, expected, bound)
+    assert_close(gradients(x, made), gradients(exact, expected), 2 * bound)
+
+
+def test_kernel_with_few_inputs_and_other_layouts(device):
+    x = on(device, make(2, 1, 5, 3, 4, dtype=torch.float32))
+    q, k, v = (
+        x[n].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for n in "qkv"
+    )
+    out = lightning_attention(q, k, v, None, impl="triton")
+    expected = lightning_attention(q, k, v, None, impl="reference")
+    assert_close([out], [expected], 1e-6)
+    # The gradient of a sum has no memory of its own: strides of zero.
+    got = torch.autograd.grad(out.sum(), (q, k, v))
+    assert_close(got, torch.autograd.grad(expected.sum(), (q, k, v)), 1e-6)
+
+
+def test_kernel_resets(device):
+    x = make(1, 1, 20, 4, 4, "step", torch.float32)
+    rates = x["log_decay"].detach().clone()
+    rates[:, :, 9] = -torch.inf
+    x = on(device, {**x, "log_decay": rates})
+    made = attend(x, impl="triton", chunk_size=16)
+    expected = attend(x, impl="reference")
+    assert_close(made, expected, 1e-5)
+    assert_close(gradients(x, made), gradients(x, expected), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 0, 3, 5), (0, 2, 4, 3, 5), (1, 2, 4, 0, 5), (1, 1, 1, 2, 2)]
+)
+def test_kernel_on_empty_and_single(shape, device):
+    x = on(device, make(*shape, dtype=torch.float32))
+    made, expected = attend(x, impl="triton"), attend(x, impl="reference")
+    assert_close(made, expected, 1e-6)
+    assert_close(gradients(x, made), gradients(x, expected), 1e-6)
+
+
+def test_kernel_refuses():
+    x = make(1, 2, 4, 3, 5)
+    with pytest.raises(UnsupportedError, match="float32, float16 and bfloat16"):
+        attend(x, impl="triton")
+    with pytest.raises(UnsupportedError, match="not one per channel"):
+        attend(make(1, 2, 4, 3, 5, "channel", torch.float32), impl="triton")
+
+
+def test_kernel_in_torch(device):
+    x = on(device, make(1, 1, 6, 3, 4, dtype=torch.float32))
+    arguments = (x["q"], x["k"], x["v"], x["log_decay"], x["state"], 0.7, 64)
+    attend(x, impl="triton")
+    torch.library.opcheck(torch.ops.brainalign_kernels.lightning_forward.default, arguments)
+    compiled = torch.compile(
+        lambda x: attend(x, impl="triton"), fullgraph=True, backend="aot_eager"
+    )
+    made, expected = compiled(x), attend(x, impl="reference")
+    assert_close(made, expected, 1e-6)
+    assert_close(gradients(x, made), gradients(x, expected), 1e-6)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return attend(x, impl="triton")
+
+    x = {n: t.detach() for n, t in x.items()}
+    assert_close(torch.export.export(Model(), (x,)).module()(x), expected, 1e-6)
+
+
+BUILD = """
+import itertools, torch
+from brainalign_kernels._triton import compile_for
+from brainalign_kernels.lightning import kernel
+
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+INTEGERS = {name: "i32" for name in (
+    "a_b a_h a_n b_b b_h b_n c_b c_h c_n z_b z_h z_n s_d s_e n heads chunks rows size").split()}
+FLOATS = {name: "fp32" for name in ("scale", "scale_scores", "scale_state")}
+flags = itertools.cycle(itertools.product((False, True), repeat=3))
+for (dtype, how), card in itertools.product(kernel.launches(), (80, 90)):
+    reverse, rows, stepwise = next(flags)
+    halves = dict.fromkeys(("A", "B", "C", "Z"), TYPES[dtype])
+    wide = dict.fromkeys(("S", "G", "Rows", "Sums", "First", "Last"), "*fp32")
+    common = {"D": 128, "E": 128, "CHUNK": how.chunk, "BLOCK": how.block, "REVERSE": reverse,
+              "STEPWISE": stepwise, "PRECISION": how.precision}
+    for function, out, constants in (
+        (kernel.chunk_sums, "*fp32", common),
+        (kernel.apply, TYPES[dtype], common | {"ROWS": rows, "WIDEN": False}),
+    ):
+        known = halves | wide | INTEGERS | FLOATS | {"Out": out}
+        signature = {n: known[n] for n in function.arg_names if n not in constants}
+        shared = compile_for(function, signature, constants, card, num_warps=how.warps,
+                             num_stages=how.stages)
+        print("built", function.fn.__name__, card, how, shared, flush=True)
+for card, reverse, stepwise in ((80, False, True), (90, True, False)):
+    constants = {"CHUNK": 64, "BLOCK": kernel.SCAN_BLOCK, "REVERSE": reverse,
+                 "STEPWISE": stepwise, "FIRST": reverse}
+    known = dict.fromkeys(("Sums", "G", "First", "Last"), "*fp32") | INTEGERS
+    signature = {n: known[n] for n in kernel.scan.arg_names if n not in constants}
+    compile_for(kernel.scan, signature, constants, card)
+    print("built scan", card)
+"""
+
+
+def test_kernels_build_for_cards_that_are_not_there(tmp_path):
+    pytest.importorskip("triton")
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Six configurations of two kernels on two cards, and the scan on each.
+    assert done.stdout.count("built") == 26

@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from brainalign_kernels._checks import check_qkv, expand_heads
-from brainalign_kernels._dispatch import Operation, Path
+from brainalign_kernels._dispatch import Operation, Path, triton_missing
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.gated_linear import chunked, reference
-from brainalign_kernels.lightning.attention import check_recurrent, per_sequence
+from brainalign_kernels.lightning.attention import (
+    check_recurrent,
+    kernel_type_missing,
+    per_sequence,
+)
 
 __all__ = ["gated_linear_attention"]
+
+
+def _in_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    log_decay_value: Tensor | None,
+    state: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    from brainalign_kernels.lightning.kernel import attend
+
+    return attend(q, k, v, log_decay, state, **options)
+
+
+def _triton_missing(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    log_decay_value: Tensor | None,
+    state: Tensor | None,
+    **options: Any,
+) -> str:
+    if log_decay.ndim == 4 or log_decay_value is not None:
+        return "the kernel has one decay per head and token, not one per channel."
+    return kernel_type_missing(q) or triton_missing(q, k, v, log_decay, state)
+
 
 OPERATION = Operation(
     "gated_linear_attention",
     reference.gated_linear_attention,
     compiled=Path(chunked.gated_linear_attention),
+    triton=Path(_in_triton, _triton_missing),
 )
 
 

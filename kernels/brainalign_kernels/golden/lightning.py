@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from brainalign_kernels import gated_linear, lightning
-from brainalign_kernels.golden.check import FLOAT32, FLOAT64, GRADIENT64, GoldenFile, Run
+from brainalign_kernels._dispatch import triton_missing
+from brainalign_kernels.golden.check import (
+    FLOAT32,
+    FLOAT64,
+    GRADIENT64,
+    Comparison,
+    GoldenFile,
+    Run,
+)
 
 __all__ = [
     "decay_linear_attention",
@@ -108,13 +116,22 @@ def _runs(file: GoldenFile, names: tuple[str, ...], compute: Compute) -> Iterato
             found.append(file.compare("state_float64", state, FLOAT64))
         gradients = {f"grad_{name}": leaf for name, leaf in leaves.items()}
         found += file.gradients(out, "grad_out", gradients, GRADIENT64)
-        out, state = compute(
-            {name: file.tensor(name, torch.float32) for name in names}, impl, chunk
-        )
-        found.append(file.compare("out", out, FLOAT32))
-        if "state" in file:
-            found.append(file.compare("state", state, FLOAT32))
+        leaves = {name: file.tensor(name, torch.float32) for name in names}
+        found += _in_float32(file, *compute(leaves, impl, chunk))
         yield Run(label, found)
+    decay = "log_decay" if "log_decay" in file else "log_decay_key"
+    by_channel = decay in file and file.tensor(decay).ndim == 4
+    if not by_channel and not triton_missing(file.tensor("q")):
+        leaves = {name: file.tensor(name, torch.float32, grad=True) for name in names}
+        out, state = compute(leaves, "triton", 64)
+        gradients = {f"grad_{name}": leaf for name, leaf in leaves.items()}
+        found = _in_float32(file, out, state)
+        yield Run("triton", found + file.gradients(out, "grad_out", gradients, FLOAT32))
+
+
+def _in_float32(file: GoldenFile, out: Tensor, state: Tensor) -> list[Comparison]:
+    found = [file.compare("out", out, FLOAT32)]
+    return found + ([file.compare("state", state, FLOAT32)] if "state" in file else [])
 
 
 def _qkv(x: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

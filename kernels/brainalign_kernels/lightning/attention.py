@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from brainalign_kernels._checks import accumulation_dtype, check_qkv, expand_heads
-from brainalign_kernels._dispatch import Operation, Path
+from brainalign_kernels._dispatch import Operation, Path, triton_missing
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.lightning import chunked, reference
 
-__all__ = ["check_recurrent", "lightning_attention", "per_sequence"]
+__all__ = ["check_recurrent", "kernel_type_missing", "lightning_attention", "per_sequence"]
+
+
+def _in_triton(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    from brainalign_kernels.lightning.kernel import attend
+
+    return attend(*args, **options)
+
+
+def _triton_missing(q: Tensor, *args: Tensor | None, scale: float, chunk_size: int) -> str:
+    return kernel_type_missing(q) or triton_missing(q, *args)
+
+
+def kernel_type_missing(q: Tensor) -> str:
+    """Why the kernel cannot take tensors like q, or an empty string."""
+    if q.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return ""
+    return f"the kernel takes float32, float16 and bfloat16, not {q.dtype}."
+
 
 OPERATION = Operation(
     "lightning_attention",
     reference.lightning_attention,
     compiled=Path(chunked.lightning_attention),
+    triton=Path(_in_triton, _triton_missing),
 )
 
 
@@ -96,7 +115,7 @@ def lightning_attention(
         s.
     chunk_size : int
         Tokens that are handled by one dense product; it does not change the result. The kernel
-        takes the next power of two from 16 to 64.
+        takes 16, or 64 for anything above.
     cu_seqlens : sequence of int, length M + 1, optional
         Boundaries, from 0 to N, of M sequences that lie one after the other in a batch of 1. The
         state restarts at each, and states have the shape (M, H, D, E).
