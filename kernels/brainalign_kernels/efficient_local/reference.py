@@ -68,15 +68,16 @@ def _strip_attention(
     batch, channels, length = strip.shape
     made = parameters.weight.to(strip.dtype)
     taps = made.shape[2]
-    groups = channels // made.shape[1]
+    width = made.shape[1]
+    groups = channels // width
     padded = torch.nn.functional.pad(strip, (taps // 2, taps // 2))
-    windows = padded.unfold(2, taps, 1).reshape(batch, groups, -1, length, taps)
-    kernel = made.reshape(groups, channels // groups, -1, taps)
+    windows = padded.unfold(2, taps, 1).reshape(batch, groups, width, length, taps)
+    kernel = made.reshape(groups, width, width, taps)
     found = torch.einsum("bgilt,goit->bgol", windows, kernel).reshape(batch, channels, length)
     if parameters.bias is not None:
         found = found + parameters.bias.to(strip.dtype)[:, None]
     if parameters.norm_weight is not None and parameters.norm_bias is not None:
-        parts = found.reshape(batch, norm_groups, -1)
+        parts = found.reshape(batch, norm_groups, channels // norm_groups * length)
         centred = parts - parts.mean(dim=2, keepdim=True)
         size = (centred.square().mean(dim=2, keepdim=True) + eps).sqrt()
         found = (centred / size).reshape(batch, channels, length)

@@ -51,7 +51,8 @@ def gaussian_adaptive_attention(
         Entries equal to it count as zeros in mean and variance, take part in the normalisation, and
         are copied to the output.
     eps : float
-        Added to the variance, and the smallest sum that the weights are divided by.
+        Added to the variance, and the smallest sum that the weights are divided by: where the
+        Gaussians are narrower than that, the weights sum to less than one.
     impl : {"auto", "reference", "compiled"}
         "compiled" merges the Gaussians of a head into one.
 

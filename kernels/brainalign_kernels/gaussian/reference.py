@@ -20,7 +20,7 @@ def chunks(size: int, heads: int) -> list[int]:
 def statistics(x: Tensor, axis: int, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation; one entry has variance zero."""
     mean = x.mean(dim=axis, keepdim=True)
-    if x.shape[axis] > 1:
+    if x.shape[axis] > 1 and x.numel() > 0:
         variance = x.var(dim=axis, keepdim=True)
     else:
         variance = torch.zeros_like(mean)
