@@ -384,7 +384,7 @@ def test_causal_mask_of_the_text_tower(spec):
     assert not torch.equal(seen[1][:, -1], seen[0][:, -1])
 
 
-GRID = ["neighborhood:k=3", "neighborhood:k=2,d=2", "halo:block=4,halo=1", "agent:m=4"]
+GRID = ["clear:r=2", "neighborhood:k=3", "neighborhood:k=2,d=2", "halo:block=4,halo=1", "agent:m=4"]
 
 
 @pytest.mark.parametrize("spec", [*SEQUENCE, *GRID])
@@ -432,3 +432,34 @@ def test_what_a_mechanism_cannot_do_is_said():
     with swap_attention(model, "neighborhood:k=3", grid=(3, 7)) as swap:
         model.blocks[0].attn(torch.zeros(1, 22, 48))
         assert swap.calls == 1
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_clear_with_tokens_before_the_grid(prefix):
+    q, k, v = qkv((4, 6), prefix)
+    places = [divmod(i, 6) for i in range(24)]
+    near = [[math.dist(x, y) < 2 for y in places] for x in places]
+    keep = torch.ones(24 + prefix, 24 + prefix, dtype=torch.bool)
+    keep[prefix:, prefix:] = torch.tensor(near)
+    out = run("clear:r=2", q, k, v, (4, 6), scale=0.3)
+    expected = softmax_attention(q, k, v, mask=keep[None, None], scale=0.3)
+    torch.testing.assert_close(out, expected)
+    half = torch.zeros(1, 1, 1, 24 + prefix, dtype=torch.float64)
+    half[..., -3:] = -torch.inf
+    out = run("clear:r=2", q, k, v, (4, 6), half, scale=0.3)
+    keep[:, -3:] = False
+    expected = softmax_attention(q, k, v, mask=keep[None, None], scale=0.3)
+    torch.testing.assert_close(out, expected)
+
+
+def test_hip_in_a_language_model():
+    model, run_model = CASES["llama"]()
+    before = run_model()
+    with swap_attention(model, "hip:k=16,block_q=4"):
+        torch.testing.assert_close(run_model(), before, rtol=1e-4, atol=1e-4)
+    with swap_attention(model, "hip:k=2,block_q=2,block_k=1") as swap:
+        assert float((run_model() - before).abs().max()) > 1e-3
+        assert swap.calls == 2
+    model, run_model = case_timm()
+    with swap_attention(model, "hip"), pytest.raises(UnsupportedError, match="hip is causal"):
+        run_model()

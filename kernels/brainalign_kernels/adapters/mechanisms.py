@@ -14,8 +14,10 @@ from brainalign_kernels.errors import ShapeError, UnsupportedError
 
 __all__ = [
     "agent",
+    "clear",
     "flow",
     "halo",
+    "hip",
     "lightnet",
     "lightning",
     "linear",
@@ -101,6 +103,43 @@ def halo(block: int, halo: int) -> Attend:
         bias = torch.cat([bias, F.pad(padding.log(), (prefix, 0), value=-torch.inf)[:, None]], 1)
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         return softmax_attention(q, k, v, mask=bias[None, None].to(q.dtype), scale=scale)
+
+    return attend
+
+
+def clear(radius: float) -> Attend:
+    """Return CLEAR, tokens before the grid being its text; dense where there is a mask."""
+    from brainalign_kernels import clear_attention, clear_mask, softmax_attention
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, *, shape: Any, mask: Any, is_causal: bool, scale: Any
+    ) -> Tensor:
+        shape, prefix = _grid(q, k, shape, "clear")
+        if len(shape) != 2:
+            raise UnsupportedError("clear needs rows and columns of image tokens.")
+        mask, is_causal = _plain(mask, is_causal, q, k)
+        options = {"shape": shape, "n_text": prefix, "radius": radius}
+        if mask is None and not is_causal:
+            return clear_attention(q, k, v, scale=scale, **options)
+        allowed = _both(clear_mask(**options, device=q.device)[None, None], mask)
+        return softmax_attention(q, k, v, mask=allowed, is_causal=is_causal, scale=scale)
+
+    return attend
+
+
+def hip(k: int, block_q: int, block_k: int, window: int, sinks: int) -> Attend:
+    """Return HiP attention, for causal layers."""
+    from brainalign_kernels import hip_attention
+
+    options = {"top_k": k, "block_size_q": block_q, "block_size_k": block_k}
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, *, shape: Any, mask: Any, is_causal: bool, scale: Any
+    ) -> Tensor:
+        _same_tokens(q, k, "hip")
+        if not _causal(mask, is_causal, q, k, "hip"):
+            raise UnsupportedError("hip is causal; this layer is not.")
+        return hip_attention(q, k, v, scale=scale, window=window, sinks=sinks, **options)
 
     return attend
 

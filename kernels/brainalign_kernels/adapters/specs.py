@@ -123,8 +123,12 @@ def _read(text: str, default: Any, where: str) -> Any:
 
 MECHANISMS = {
     "agent": Mechanism(mechanisms.agent, {"m": 49, "k_scale2": 1.0, "k_shortcut": 0.0}, grid=True),
+    "clear": Mechanism(mechanisms.clear, {"r": 8.0}, grid=True, line=False),
     "flow": Mechanism(mechanisms.flow, {}, cross=True),
     "halo": Mechanism(mechanisms.halo, {"block": 7, "halo": 3}, grid=True, line=False),
+    "hip": Mechanism(
+        mechanisms.hip, {"k": 128, "block_q": 32, "block_k": 2, "window": 0, "sinks": 0}
+    ),
     "lightnet": Mechanism(mechanisms.lightnet, {}),
     "lightning": Mechanism(mechanisms.lightning, {"scale": 1.0}),
     "linear": Mechanism(mechanisms.linear, {"eps": 1e-6}, cross=True),
