@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -368,3 +373,98 @@ def test_layer_sees_an_image_in_one_pass():
     share = core.kappa.unflatten(-1, (2, 4)).square().sum(dim=3).sqrt()
     torch.testing.assert_close(share.sum(dim=2), torch.ones_like(share[:, :, 0]))
     assert layer(x, shape=(3, 4), text_tokens=2).shape == x.shape
+
+
+def triton_inputs(n, d, e, dtype, device, *, size=1.0):
+    """Rounded to the type; as leaves in it, and in float64 for the reference."""
+    tensors = [*qkv(1, 2, 2, n, d, e, size=size), qkv(1, 2, 2, n, d, e, seed=3)[0]]
+    rounded = [x.detach().to(dtype) for x in tensors]
+    rounded += [x.detach().float() for x in state_of(1, 2, d, e)]
+    leaves = [x.clone().to(device).requires_grad_() for x in rounded]
+    return leaves, [x.double().requires_grad_() for x in rounded]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "e", "dtype", "size", "bound"),
+    [
+        (1, 3, 5, torch.float32, 1.0, 2e-6),
+        (70, 5, 34, torch.float32, 1.0, 5e-6),
+        (66, 4, 3, torch.float32, 60.0, 1e-4),
+        (67, 34, 4, torch.float16, 1.0, 2e-3),
+        (18, 4, 4, torch.bfloat16, 1.0, 1.6e-2),
+    ],
+)
+def test_kernel(device, n, d, e, dtype, size, bound):
+    leaves, exact = triton_inputs(n, d, e, dtype, device, size=size)
+    mask = torch.ones(1, n, dtype=torch.bool)
+    mask[:, 1 : n // 3] = False
+    made = []
+    for impl, x in (("triton", leaves), ("reference", exact)):
+        out, state = lightnet_attention(
+            *x[:3],
+            modulation=x[3],
+            mask=mask.to(x[0].device),
+            state=(x[4], x[5]),
+            return_state=True,
+            impl=impl,
+        )
+        outputs = [y.double().cpu() for y in (out, *state)]
+        made.append([*outputs, *gradients(outputs, x)])
+    assert out.dtype == torch.float64 and made[0][3].dtype == dtype
+    for got, expected in zip(*made, strict=True):
+        assert error(got.cpu(), expected) < bound
+
+
+def test_kernel_without_tokens_or_state(device):
+    leaves, exact = triton_inputs(20, 3, 3, torch.float32, device)
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    mask[:, :18] = False
+    options = {"mask": mask.to(device), "zero_start": False}
+    out = lightnet_attention(*leaves[:3], impl="triton", **options)
+    assert (out[:, :, :18] == 0).all()
+    expected = lightnet_attention(*exact[:3], mask=mask, impl="reference")
+    assert error(out.cpu(), expected) < 2e-6
+    for found in torch.autograd.grad(out.sum(), leaves[:3]):
+        assert torch.isfinite(found).all()
+    empty = [x[:, :, :0] for x in leaves[:3]]
+    out, state = lightnet_attention(*empty, state=leaves[4:], return_state=True, impl="triton")
+    assert out.shape == (1, 2, 0, 3)
+    torch.testing.assert_close(state, tuple(leaves[4:]))
+
+
+def test_kernel_errors_and_operator_checks(device):
+    q, k, v = qkv(1, 1, 1, 17, 2, 2)
+    with pytest.raises(UnsupportedError, match="float64"):
+        lightnet_attention(q, k, v, impl="triton")
+    from brainalign_kernels.lightnet import kernel  # noqa: F401
+
+    ops = torch.ops.brainalign
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    leaves = triton_inputs(17, 2, 2, torch.float16, device)[0]
+    q, k, v, _, memory, before = leaves
+    torch.library.opcheck(ops.lightnet_triton_gates.default, (k, before), test_utils=tests)
+    z, kappa = ops.lightnet_triton_gates(k, before)
+    sample = [x.detach().requires_grad_() for x in (q, kappa, v, z, before, memory)]
+    torch.library.opcheck(ops.lightnet_triton.default, (*sample, 64), test_utils=tests)
+
+
+def test_kernels_build_for_both_cards():
+    program = Path(__file__).with_name("lightnet_builds.py")
+    root = Path(__file__).resolve().parents[2] / "kernels"
+    environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
+    # float16 differs from bfloat16 in nothing but the conversion of what is read and written.
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(program), capability, "float32", "bfloat16"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for capability in ("80", "90")
+    ]
+    for process in running:
+        report = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, report
+        assert len([x for x in report.splitlines() if "float" in x]) == 18, report

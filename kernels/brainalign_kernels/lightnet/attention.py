@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from brainalign_kernels._checks import accumulation_dtype, check_qkv, expand_heads
-from brainalign_kernels._dispatch import Operation, Path
+from brainalign_kernels._dispatch import Operation, Path, triton_missing
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.lightnet import chunked, reference
 
@@ -16,18 +18,43 @@ __all__ = ["State", "lightnet_attention", "lightnet_recurrence", "running_log_su
 #: Weighted mean of values (B, G, D, E), and log-sum of k (B, G, D), over the tokens seen.
 State = tuple[Tensor, Tensor]
 
+
+def _kernel(name: str) -> Path:
+    """Return a function of `kernel`, which imports Triton, once it is called."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        from brainalign_kernels.lightnet import kernel
+
+        return getattr(kernel, name)(*args, **options)
+
+    return Path(run, _kernel_missing)
+
+
+def _kernel_missing(*tensors: Tensor, **options: Any) -> str:
+    if any(t.dtype == torch.float64 for t in tensors):
+        return "The kernel computes in float32; the tensors are in float64."
+    return triton_missing(*tensors)
+
+
 CAUSAL = Operation(
     "lightnet_attention",
     reference.lightnet_attention,
     compiled=Path(chunked.lightnet_attention),
+    triton=_kernel("lightnet_attention"),
 )
 BIDIRECTIONAL = Operation("lightnet_attention", reference.bidirectional)
 RECURRENCE = Operation(
     "lightnet_recurrence",
     reference.lightnet_recurrence,
     compiled=Path(chunked.lightnet_recurrence),
+    triton=_kernel("lightnet_recurrence"),
 )
-LOG_SUM = Operation("lightnet_log_sum", reference.log_sum, compiled=Path(chunked.log_sum))
+LOG_SUM = Operation(
+    "lightnet_log_sum",
+    reference.log_sum,
+    compiled=Path(chunked.log_sum),
+    triton=_kernel("log_sum"),
+)
 
 
 def lightnet_attention(
@@ -80,9 +107,9 @@ def lightnet_attention(
     scale : float
         s.
     chunk_size : int
-        Tokens that are handled as one matrix by the fast paths.
+        Tokens that "compiled" handles as one matrix; the kernel always takes 64.
     impl : {"auto", "reference", "compiled", "triton"}
-        "compiled" goes chunk by chunk.
+        "compiled" goes chunk by chunk; "triton" too, on a GPU, not in float64.
 
     Returns
     -------
