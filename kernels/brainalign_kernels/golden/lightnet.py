@@ -42,10 +42,12 @@ def lightnet_additive_recurrence(file: GoldenFile) -> Iterator[Run]:
                 comparisons += file.gradients(out, "grad_out", inputs, GRADIENT64)
         yield Run(impl, comparisons)
     if not triton_missing(file.tensor("q")):
-        x = {n: file.tensor(n, torch.float32) for n in ("q", "k", "v", "g")}
+        x = {n: file.tensor(n, torch.float32, grad=True) for n in ("q", "k", "v", "g")}
         out = lightnet_attention(x["q"], x["g"], x["v"], modulation=x["k"], impl="triton")
         assert isinstance(out, Tensor)
-        yield Run("triton", [file.compare("out", out, FLOAT32)])
+        inputs = {f"grad_{n}": t for n, t in x.items()}
+        found = file.gradients(out, "grad_out", inputs, FLOAT32)
+        yield Run("triton", [file.compare("out", out, FLOAT32), *found])
 
 
 def lightnet_fla(file: GoldenFile) -> Iterator[Run]:
