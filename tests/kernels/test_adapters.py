@@ -387,7 +387,7 @@ def test_causal_mask_of_the_text_tower(spec):
 GRID = ["clear:r=2", "neighborhood:k=3", "neighborhood:k=2,d=2", "halo:block=4,halo=1", "agent:m=4"]
 
 
-@pytest.mark.parametrize("spec", [*SEQUENCE, *GRID])
+@pytest.mark.parametrize("spec", [*SEQUENCE, *GRID, "reversed"])
 def test_every_mechanism_in_an_image_model(spec):
     outputs = {}
     for name in ("timm_registers", "timm_rope", "hf_vit", "open_clip", "unet"):
@@ -398,7 +398,7 @@ def test_every_mechanism_in_an_image_model(spec):
         assert torch.isfinite(outputs[name]).all()
         assert float((outputs[name] - before).abs().max()) > 1e-3
         assert len(swap.layers) + len(swap.skipped) == len(attention_layers(model))
-        if name == "open_clip" and spec in GRID:
+        if name == "open_clip" and parse(spec).grid:
             assert set(swap.skipped.values()) == {"its tokens are no image"}
             assert all(layer.startswith("visual.") for layer in swap.layers)
         if name == "unet" and not parse(spec).cross:
@@ -463,3 +463,14 @@ def test_hip_in_a_language_model():
     model, run_model = case_timm()
     with swap_attention(model, "hip"), pytest.raises(UnsupportedError, match="hip is causal"):
         run_model()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_reversed_sends_to_what_is_attended_to(groups):
+    q, k, v = qkv((4, 6), 1, heads=4, groups=groups)
+    out = run("reversed", q, k, v, (4, 6), scale=0.3)
+    k, v = (x.repeat_interleave(4 // groups, dim=1) for x in (k, v))
+    weights = (0.3 * q @ k.transpose(-1, -2)).softmax(-1)
+    torch.testing.assert_close(out, weights.transpose(-1, -2) @ v)
+    with pytest.raises(UnsupportedError, match="reversed is not causal"):
+        run("reversed", q, k, v, is_causal=True)

@@ -22,6 +22,7 @@ __all__ = [
     "lightning",
     "linear",
     "neighborhood",
+    "reversed_softmax",
     "sink",
     "softmax",
 ]
@@ -230,6 +231,22 @@ def lightning(scale: float) -> Attend:
         groups = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         return out + back - factor * (q * k).sum(-1, keepdim=True) * v
+
+    return attend
+
+
+def reversed_softmax() -> Attend:
+    """Return reversed attention: each token sends its value to those that it attends to."""
+    from brainalign_kernels import reversed_attention
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, *, shape: Any, mask: Any, is_causal: bool, scale: Any
+    ) -> Tensor:
+        _same_tokens(q, k, "reversed")
+        # Under a causal mask, values would flow from later tokens to earlier ones.
+        _no_mask(mask, is_causal, q, k, "reversed")
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        return reversed_attention(q, k, v, scale=scale)
 
     return attend
 

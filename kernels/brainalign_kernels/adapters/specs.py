@@ -26,7 +26,7 @@ class Mechanism:
     options : mapping
         Names and defaults.
     grid : bool
-        Whether it needs to know where on a grid the tokens are.
+        Whether it is for image tokens: it needs their places, or cannot be causal.
     cross : bool
         Whether queries and keys may be different tokens.
     line : bool
@@ -133,6 +133,7 @@ MECHANISMS = {
     "lightning": Mechanism(mechanisms.lightning, {"scale": 1.0}),
     "linear": Mechanism(mechanisms.linear, {"eps": 1e-6}, cross=True),
     "neighborhood": Mechanism(mechanisms.neighborhood, {"k": 7, "d": 1, "stride": 1}, grid=True),
+    "reversed": Mechanism(mechanisms.reversed_softmax, {}, grid=True),
     "sink": Mechanism(mechanisms.sink, {"c": 0.0}, cross=True),
     "softmax": Mechanism(mechanisms.softmax, {}, cross=True),
 }
