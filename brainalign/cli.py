@@ -176,6 +176,7 @@ def _features(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=args.device,
         autocast=args.autocast,
+        attention=args.attention,
     )
     write_manifest(layers, args.out)
     return 0
@@ -429,6 +430,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--device", default="auto")
     p.add_argument("--autocast", choices=("bf16", "fp16"))
+    p.add_argument(
+        "--attention",
+        help="swapped into the trained weights, such as neighborhood:k=7: measures damage",
+    )
 
     p = command("encode", _encode, "fit and cross-validate encoding models of one subject")
     p.add_argument("--features", type=Path, required=True)

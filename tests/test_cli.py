@@ -85,6 +85,22 @@ def test_layers_and_features_of_a_folder_of_images(images, tmp_path, capsys):
         assert np.isfinite(ds["features"].values).all()
 
 
+def test_features_with_another_attention(images, tmp_path, capsys):
+    from brainalign.features import read_manifest
+
+    out = tmp_path / "f.json"
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    words = ["features", "random:timm:vit_tiny_patch16_224", "--stimuli", str(images)]
+    words += ["--options", json.dumps(size), "--image-size", "32", "--layers", "blocks.0"]
+    words += ["--store", str(tmp_path / "store"), "--out", str(out), "--attention"]
+    assert main([*words, "agent:m=4"]) == 0
+    assert read_manifest(out)["blocks.0"].attrs["attention"].startswith("agent:")
+    out.unlink()
+    assert main([*words, "agnt"]) == 2
+    assert "Known: agent:m=49" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_an_optional_model_that_cannot_be_had_says_why(tmp_path):
     card = tmp_path / "card.json"
     words = ["layers", "timm:mobilenetv2_100", "--weights", "nowhere.safetensors"]

@@ -51,6 +51,8 @@ def test_defaults_are_filled_in_and_the_input_is_untouched():
         (("studies", "sim", "models"), ["v2"], "Did you mean 'v1'"),
         (("studies", "sim", "optional"), True, "fetches nothing"),
         (("models", "v1", "layer"), ["*"], "'layer' at models.v1. Did you mean 'layers'"),
+        (("models", "v1", "attention"), "k=7", "at models.v1.attention"),
+        (("models", "v1", "atention"), "flow", "Did you mean 'attention'"),
         (("studies", "a b"), {"loader": "simulated", "analyses": ["rsa"]}, "a b"),
     ],
 )
@@ -58,6 +60,12 @@ def test_a_fault_is_named_with_the_nearest_known_name(path, value, message):
     with pytest.raises(ConfigError) as caught:
         validate_config(changed(path, value))
     assert message in str(caught.value)
+
+
+def test_attention_of_a_model_has_no_default():
+    assert "attention" not in validate_config(CONFIG)["models"]["v1"]
+    config = validate_config(changed(("models", "v1", "attention"), "neighborhood:k=7,d=2"))
+    assert config["models"]["v1"]["attention"] == "neighborhood:k=7,d=2"
 
 
 def test_a_missing_key_is_named():

@@ -29,6 +29,7 @@ from brainalign.errors import (
     UnknownNameError,
 )
 from brainalign.features import extract, extraction, load_model
+from brainalign_kernels.adapters import swap_attention
 
 N = 30
 
@@ -416,3 +417,51 @@ def test_images_are_decoded_while_the_model_runs():
     model.forward = forward
     extract(model, images, "5", batch_size=4)
     assert seen == [True] * 3
+
+
+def test_attention_is_swapped_and_put_back(vit):
+    stimuli = Images(3)
+    layers = ["blocks.0", "blocks.1"]
+    own = extract(vit, stimuli, layers, device="cpu")
+    same = extract(vit, stimuli, layers, device="cpu", attention="softmax")
+    local = extract(vit, stimuli, layers, device="cpu", attention="neighborhood:k=2")
+    again = extract(vit, stimuli, layers, device="cpu")
+    for layer in layers:
+        np.testing.assert_allclose(same[layer]["features"], own[layer]["features"], atol=1e-4)
+        assert float(abs(local[layer]["features"] - own[layer]["features"]).max()) > 1e-4
+        xr.testing.assert_equal(again[layer], own[layer])
+    assert "attention" not in own["blocks.0"].attrs
+    assert local["blocks.0"].attrs["attention"] == "neighborhood:d=1,k=2,stride=1"
+    block = vit.module.blocks[0]
+    with swap_attention(vit.module, "neighborhood:k=2"), torch.no_grad():
+        images = torch.stack([vit.transform(stimuli.open(i)) for i in range(3)])
+        x = vit.module.norm_pre(vit.module._pos_embed(vit.module.patch_embed(images)))
+        expected = block(x)[:, 1:].mean(1).numpy()
+    np.testing.assert_allclose(local["blocks.0"]["features"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_part_of_the_key(vit, tmp_path):
+    stimuli = Images(3)
+
+    def stores(attention):
+        extract(vit, stimuli, "blocks.0", store=tmp_path, device="cpu", attention=attention)
+        return set(visible(tmp_path))
+
+    own = stores(None)
+    local = stores("neighborhood:k=2")
+    assert own < local
+    assert stores("neighborhood:stride=1,k=2") == local
+    assert stores("neighborhood:k=3") > local
+
+
+def test_attention_that_cannot_be_swapped_is_said_before_an_image_is_opened(vit, tmp_path):
+    stimuli = Images(3)
+    for model, attention, message in [
+        (vit, "neighbourhood", "no attention 'neighbourhood'. Known: .*neighborhood:k=7"),
+        (vit, "neighborhood:k=50", "must not exceed the axis"),
+        (small(), "softmax", "no attention layer that can be swapped"),
+        (load_model("small-clip", device="cpu"), "flow", "image tower has no attention layer"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            extract(model, stimuli, store=tmp_path, device="cpu", attention=attention)
+    assert not stimuli.opened and not visible(tmp_path)

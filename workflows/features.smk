@@ -19,6 +19,7 @@ rule features:
         options=lambda w: options(
             layers=MODELS[w.model]["layers"],
             pooling=MODELS[w.model]["pooling"],
+            attention=MODELS[w.model].get("attention"),
             autocast=config["features"]["autocast"],
         ),
     threads: resource("features", "threads")

@@ -10,6 +10,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,14 +66,16 @@ def extract(
     batch_size: int = 32,
     device: str | torch.device = "auto",
     autocast: str | None = None,
+    attention: str | None = None,
     workers: int = 2,
     progress: bool | None = None,
 ) -> dict[str, xr.Dataset]:
     r"""Return what a model's layers compute for every stimulus.
 
     With a store, each layer is a zarr folder ``MODEL/LAYER.POOLING.KEY.zarr`` named by a hash of
-    what it holds: model name, options and weights, layer, pooling, preprocessing, autocast and
-    stimuli, but not batch size, device or number of workers. What is there is not computed again.
+    what it holds: model name, options and weights, layer, pooling, preprocessing, autocast,
+    attention and stimuli, but not batch size, device or number of workers. What is there is not
+    computed again.
     A layer is written beside, in a hidden ``.partial.zarr``, one block of 128 stimuli at a time,
     and renamed when whole; a run that was cut off goes on after the blocks that read back whole.
 
@@ -98,6 +101,11 @@ def extract(
         Where the model runs; ``"auto"`` is CUDA where there is one.
     autocast : {None, "bf16", "fp16"}
         Mixed precision of the forward pass; pooling and storage are float32 in any case.
+    attention : str, optional
+        Another attention mechanism in all attention layers of the image tower that it can replace,
+        such as ``"neighborhood:k=7"``; see `brainalign_kernels.swap_attention`. It is swapped into
+        trained weights and measures damage: a model trained with it would compute something else.
+        The model is as before afterwards.
     workers : int
         Threads that decode and transform images ahead of the model.
     progress : bool, optional
@@ -114,7 +122,8 @@ def extract(
     UnknownNameError
         If a layer is unknown; with near matches.
     ConfigError
-        If a layer cannot be pooled so, or an argument is out of range.
+        If a layer cannot be pooled so, an argument is out of range, or `attention` is unknown or
+        cannot replace any layer that images pass.
     DiskSpaceError
         If the features would not fit on the disk.
     BrainalignError
@@ -134,9 +143,58 @@ def extract(
         raise SchemaError("There are no stimuli to extract features of.")
     if not isinstance(device, str) or device != "auto":
         model.to(resolve_device(device))
+    swapped: AbstractContextManager[Any] = contextlib.nullcontext()
+    if attention is not None:
+        attention, swapped = _swap(model, attention)
+    with swapped:
+        return _extract(
+            model,
+            stimuli,
+            layers,
+            pooling,
+            store,
+            batch_size,
+            autocast,
+            attention,
+            workers,
+            progress,
+        )
+
+
+def _swap(model: Model, attention: str) -> tuple[str, AbstractContextManager[Any]]:
+    """Swap a model's attention and try it; return its full specification, and what undoes it."""
+    from brainalign_kernels import ShapeError, UnsupportedError
+    from brainalign_kernels.adapters import parse, swap_attention
+
+    try:
+        chosen = parse(attention)
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            swap = stack.enter_context(swap_attention(model.module, chosen))
+            model.forward(model.noise()[None])
+            if not swap.calls:
+                raise UnsupportedError("its image tower has no attention layer that it can replace")
+            stack.pop_all()
+    except (ShapeError, UnsupportedError) as error:
+        raise ConfigError(f"attention={attention!r} in {model.name}: {error}") from error
+    log.info("%s: %s replaces the attention of %s", model.name, chosen, ", ".join(swap.layers))
+    return str(chosen), swap
+
+
+def _extract(
+    model: Model,
+    stimuli: Stimuli,
+    layers: str | Sequence[str] | None,
+    pooling: Pooling,
+    store: str | Path | None,
+    batch_size: int,
+    autocast: str | None,
+    attention: str | None,
+    workers: int,
+    progress: bool | None,
+) -> dict[str, xr.Dataset]:
     names = model.select(layers)
     shapes = {name: pooled_shape(model.traced[name], pooling) for name in names}
-    attrs = {name: _attrs(model, stimuli, name, pooling, autocast) for name in names}
+    attrs = {name: _attrs(model, stimuli, name, pooling, autocast, attention) for name in names}
     sinks: dict[str, _Memory | _Store] = {}
     for name in names:
         frame = _frame(stimuli, model.name, name, attrs[name])
@@ -273,9 +331,16 @@ def _check_finite(
 
 
 def _attrs(
-    model: Model, stimuli: Stimuli, layer: str, pooling: str, autocast: str | None
+    model: Model,
+    stimuli: Stimuli,
+    layer: str,
+    pooling: str,
+    autocast: str | None,
+    attention: str | None,
 ) -> dict[str, str]:
-    return {
+    # The model's own attention is no attribute: it must not change the key of stores that exist.
+    swapped = {} if attention is None else {"attention": attention}
+    return swapped | {
         "pooling": pooling,
         "preprocessing": json.dumps(model.preprocessing, sort_keys=True),
         "weights_sha256": model.weights_sha256,

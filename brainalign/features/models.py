@@ -95,11 +95,14 @@ class Model:
     @cached_property
     def traced(self) -> dict[str, Layer]:
         """The layers by name, found by a dry forward pass."""
+        return trace(self.module, self.forward, self.noise())
+
+    def noise(self) -> Tensor:
+        """Return a transformed image of noise (channel, row, column), always the same."""
         from PIL import Image as PILImage
 
         noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-        image = self.transform(PILImage.fromarray(noise)).to(self.device)
-        return trace(self.module, self.forward, image)
+        return self.transform(PILImage.fromarray(noise)).to(self.device)
 
     def layers(self) -> list[str]:
         """Return the names of all layers, in the order in which they finish."""
