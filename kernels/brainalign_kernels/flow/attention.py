@@ -66,7 +66,7 @@ def flow_attention(
 
     References
     ----------
-    Wu et al. (2022), Flowformer: linearizing transformers with conservation flows, eqs. 4 to 8.
+    Wu et al. (2022), Flowformer: linearizing transformers with conservation flows.
     """
     check_qkv(q, k, v, same_length=is_causal)
     if chunk_size < 1:

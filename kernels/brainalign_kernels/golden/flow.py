@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ __all__ = ["flow_attention", "flow_attention_causal"]
 
 def _runs(file: GoldenFile) -> Iterator[Run]:
     meta = file.meta
-    options = {"is_causal": bool(meta["causal"]), "eps": float(meta["eps"])}
+    options: dict[str, Any] = {"is_causal": bool(meta["causal"]), "eps": float(meta["eps"])}
     for impl, chunk in (("reference", 64), ("compiled", 64), ("compiled", 5)):
         q, k, v = (file.tensor(name, grad=True) for name in "qkv")
         core = attend(q, k, v, chunk_size=chunk, impl=impl, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ LOSS = 1e-6
 IMPLS = ("reference", "compiled")
 
 
-def _options(file: GoldenFile, impl: str) -> dict[str, object]:
+def _options(file: GoldenFile, impl: str) -> dict[str, Any]:
     names = ("shared_head", "routed_head", "head_dim", "qkv_bias")
     return {name: file.meta[name] for name in names} | {"impl": impl}
 
