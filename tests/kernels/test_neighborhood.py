@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -344,3 +347,129 @@ def test_module_errors():
         model(torch.zeros(2, 12, 8))
     with pytest.raises(ShapeError, match="shape says"):
         model(torch.zeros(2, 12, 8), shape=(3, 5))
+
+
+#: Shape, options, (H, G), channels: boxes that are ragged, alone and many; odd channels; groups.
+KERNEL_CASES = [
+    ((40,), {"kernel_size": 7}, (1, 1), (16, 16)),
+    ((37,), {"kernel_size": 6, "dilation": 3, "stride": 4, "is_causal": True}, (1, 1), (5, 3)),
+    ((9, 10), {"kernel_size": (4, 6), "stride": (2, 3)}, (2, 1), (8, 8)),
+    ((13, 8), {"kernel_size": (4, 3), "dilation": (3, 2), "is_causal": (1, 0)}, (1, 1), (8, 20)),
+    ((11, 10), {"kernel_size": (3, 10), "is_causal": (False, True)}, (1, 1), (17, 16)),
+    ((4, 5, 6), {"kernel_size": (3, 2, 4), "stride": (2, 1, 3), "is_causal": (1, 0, 0)},
+     (1, 1), (16, 16)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "bound"),
+    [
+        *[(case, torch.float32, 2e-5) for case in KERNEL_CASES],
+        (KERNEL_CASES[2], torch.float16, 4e-3),
+        (KERNEL_CASES[5], torch.float16, 4e-3),
+        (KERNEL_CASES[2], torch.bfloat16, 3e-2),
+    ],
+)
+def test_triton_is_the_reference(device, case, dtype, bound):
+    pytest.importorskip("triton")
+    shape, options, heads, channels = case
+    inputs = qkv(1, *heads, math.prod(shape), *channels, dtype=dtype)
+    inputs = [x.detach().to(device).requires_grad_() for x in inputs]
+    exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
+    expected = both("reference", exact, None, shape=shape, scale=0.4, **options)
+    got = both("triton", inputs, None, shape=shape, scale=0.4, **options)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == dtype
+        error = (a.detach().double().cpu() - b.detach()).abs().max() / b.detach().abs().max()
+        assert float(error) < bound
+
+
+def test_triton_limits_and_edges(device):
+    pytest.importorskip("triton")
+    inputs = [x.detach().to(device) for x in qkv(1, 1, 1, 12, 4, 4, dtype=torch.float32)]
+    options = {"shape": (3, 4), "kernel_size": 3, "impl": "triton"}
+    with pytest.raises(UnsupportedError, match="no position bias"):
+        neighborhood_attention(*inputs, bias=torch.zeros(1, 25, device=device), **options)
+    with pytest.raises(UnsupportedError, match="not torch.float64"):
+        neighborhood_attention(*[x.double() for x in inputs], **options)
+    wide = [torch.zeros(1, 1, 12, 129, device=device)] * 3
+    with pytest.raises(UnsupportedError, match="1 to 128 channels"):
+        neighborhood_attention(*wide, **options)
+    empty = [torch.zeros(0, 2, 12, 4, device=device)] * 3
+    assert neighborhood_attention(*empty, **options).shape == (0, 2, 12, 4)
+    one = [torch.randn(1, 1, 1, 4, device=device) for _ in range(3)]
+    out = neighborhood_attention(*one, shape=(1, 1), kernel_size=1, impl="triton")
+    torch.testing.assert_close(out, one[2])
+
+
+def test_triton_opcheck_compile_and_export(device):
+    pytest.importorskip("triton")
+    inputs = qkv(1, 2, 1, 20, 4, 4, dtype=torch.float32)
+    inputs = [x.detach().to(device).requires_grad_() for x in inputs]
+    options = {"shape": (4, 5), "kernel_size": 3, "impl": "triton"}
+    expected = both("triton", inputs, None, shape=(4, 5), kernel_size=3)
+    torch.library.opcheck(
+        torch.ops.brainalign_kernels.neighborhood_triton.default,
+        (*inputs, [4, 3, 1, 1, 0, 5, 3, 1, 1, 1], 0.5),
+    )
+    compiled = torch.compile(
+        lambda *x: neighborhood_attention(*x, **options), fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(*inputs), expected[0])
+
+    class Model(torch.nn.Module):
+        def forward(self, *x):
+            return neighborhood_attention(*x, **options)
+
+    plain = tuple(x.detach() for x in inputs)
+    torch.testing.assert_close(torch.export.export(Model(), plain).module()(*plain), expected[0])
+
+
+BUILD = """
+import torch
+from brainalign_kernels._triton import compile_for
+from brainalign_kernels.neighborhood import kernel
+from brainalign_kernels.neighborhood.windows import make_axes
+
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+FLAT = {"Lse": "*fp32", "Delta": "*fp32", "scale": "fp32"}
+GRIDS = {
+    1: make_axes((500,), 33, 2, 1, True),
+    2: make_axes((60, 50), 7, 1, (1, 2), (False, True)),
+    3: make_axes((10, 20, 30), 3),
+}
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+CONFIGURATIONS = {
+    80: [(2, 16, F32), (2, 128, BF16), (3, 16, F16)],
+    90: [(2, 16, F32), (2, 64, F16), (1, 16, BF16)],
+}
+for card, configurations in CONFIGURATIONS.items():
+    for dimensions, channels, dtype in configurations:
+        axes = GRIDS[dimensions]
+        for function in (kernel.forward, kernel.query_gradients, kernel.key_gradients):
+            backward = function is not kernel.forward
+            how = kernel.launch(dimensions, channels, dtype, backward=backward)
+            constants = kernel.constants(
+                axes, channels, channels, dtype, how, keys=function is kernel.key_gradients
+            )
+            signature = {
+                n: FLAT.get(n, TYPES[dtype] if n[0].isupper() and not n[-1].isdigit() else "i32")
+                for n in function.arg_names if n not in constants
+            }
+            shared = compile_for(function, signature, constants, card, num_warps=how.warps,
+                                 num_stages=how.stages)
+            print("built", function.fn.__name__, card, how, shared, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kernels_build_for_cards_that_are_not_there(tmp_path):
+    pytest.importorskip("triton")
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Three configurations of three kernels on each of two cards.
+    assert done.stdout.count("built") == 18

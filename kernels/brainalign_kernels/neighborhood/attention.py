@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from brainalign_kernels._checks import check_qkv, default_scale
-from brainalign_kernels._dispatch import Operation, Path
+from brainalign_kernels._dispatch import Operation, Path, triton_missing
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.neighborhood import blocks, reference
 from brainalign_kernels.neighborhood.windows import Axis, bias_entries, make_axes
@@ -22,10 +24,29 @@ def _blocks_missing(
     return "" if q.shape[-1] else "q and k have no channels."
 
 
+def _kernel(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    from brainalign_kernels.neighborhood.kernel import attend
+
+    return attend(q, k, v, **options)
+
+
+def _kernel_missing(
+    q: Tensor, k: Tensor, v: Tensor, *, axes: tuple[Axis, ...], bias: Tensor | None, scale: float
+) -> str:
+    if bias is not None:
+        return "the kernel takes no position bias."
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernel takes float32, float16 and bfloat16, not {q.dtype}."
+    if not 1 <= q.shape[-1] <= 128 or not 1 <= v.shape[-1] <= 128:
+        return f"the kernel takes 1 to 128 channels, not {q.shape[-1]} and {v.shape[-1]}."
+    return triton_missing(q, k, v)
+
+
 OPERATION = Operation(
     "neighborhood_attention",
     reference.neighborhood_attention,
     compiled=Path(blocks.neighborhood_attention, _blocks_missing),
+    triton=Path(_kernel, _kernel_missing),
 )
 
 
@@ -83,10 +104,11 @@ def neighborhood_attention(
         (key - query) / d + K - 1.
     scale : float, optional
         s; by default D^-1/2.
-    impl : {"auto", "reference", "compiled"}
+    impl : {"auto", "reference", "compiled", "triton"}
         "reference" builds the whole matrix of logits. "compiled" cuts queries into blocks and
         gathers the keys that a block sees: memory is linear in N, forwards and backwards; it can be
-        differentiated once.
+        differentiated once. "triton" is a kernel for half precision and float32, up to 128
+        channels, without `bias`; it can be differentiated once.
 
     Returns
     -------

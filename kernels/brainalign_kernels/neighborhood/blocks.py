@@ -22,8 +22,8 @@ from brainalign_kernels.neighborhood.windows import Axis, bias_entries, window
 
 __all__ = ["neighborhood_attention"]
 
-#: Numbers that a chunk of blocks may hold in each of its larger arrays.
-_CHUNK = 1 << 21
+#: Numbers that a chunk of blocks may hold in its larger arrays: they stay in the cache.
+_CHUNK = 1 << 18
 #: Cost of a block: as many logits. Of a gathered key: likewise.
 _PER_BLOCK, _PER_KEY = 2000, 16
 _SIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -265,7 +265,8 @@ def _backward(
         blocks = _make_blocks(all_axes, q.device)
         added = _added(blocks, bias, cut.dtype)
         by_pattern = None if bias is None else torch.zeros_like(added)
-        size = max(_per_block(blocks, q, k, v), q.shape[0] * q.shape[1] * added[0, 0].numel())
+        logits_size = q.shape[0] * q.shape[1] * added[0, 0].numel()
+        size = _per_block(blocks, q, k, v) + 2 * logits_size
         for chunk in _chunks(blocks, size):
             real = None if chunk.real is None else chunk.real.repeat(1, cut.r, 1)
             queries, keys = cut.queries(q, chunk), cut.keys(k, chunk)
