@@ -27,7 +27,8 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 # scikit-learn gives estimators these; their text refers to its own documentation.
 autodoc_default_options = {
-    "exclude-members": "set_fit_request, set_transform_request, set_score_request, "
+    "exclude-members": "set_fit_request, set_predict_request, set_transform_request, "
+    "set_score_request, "
     "get_metadata_routing"
 }
 # A type such as "(sha256, url, bytes)" is prose, no reference to attributes of that name.

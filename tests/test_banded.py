@@ -20,6 +20,7 @@ from brainalign.errors import ConfigError, UnknownNameError
 from brainalign.linear import (
     AlphaEdgeWarning,
     BandedRidge,
+    RankWarning,
     Ridge,
     Stacking,
     banded_fit,
@@ -27,7 +28,9 @@ from brainalign.linear import (
     feature_spaces,
     sample_gammas,
     simplex_weights,
+    solvers,
 )
+from brainalign.linear import banded as module
 from brainalign.linear.banded import REACH, TOLERANCE, _compress
 
 torch.set_num_threads(1)
@@ -159,7 +162,7 @@ def test_refinement_reports_the_score_of_its_penalties(shape, cv):
     np.testing.assert_array_equal(fine.cv_scores_, rough.cv_scores_)
 
 
-def test_refinement_finds_the_optimum_of_cross_validation():
+def test_refinement_ends_at_a_peak_of_cross_validation():
     """A general optimiser, started there, finds no better penalties within reach."""
     X, Y, labels = problem(60, 12, 4, 2)
     splits = list(KFold(3).split(X))
@@ -375,6 +378,62 @@ def test_edge_of_the_grid_warns():
         BandedRidge(labels, alphas=np.logspace(-4, 5, 15), n_iter=1).fit(X, Y)
 
 
+def rank_warnings(model, X, Y):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(X, Y)
+    return [str(w.message) for w in caught if w.category is RankWarning]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("options", [{"n_iter": 5}, {"gammas": [[0.1, 0.3, 0.6]], "alphas": 1.0}])
+def test_features_that_others_hold_are_warned_of_once(options, dtype):
+    X, Y, labels = problem(60, 12, 3, 20, offset=2.0, dtype=dtype)
+    assert rank_warnings(BandedRidge(labels, **options), X, Y) == []
+    X[:, 4] = X[:, 0]  # of another space
+    X[:, 7] = 1.0
+    (told,) = rank_warnings(BandedRidge(labels, **options), X, Y)
+    assert "X spans 10 of 12" in told
+    (same,) = rank_warnings(Ridge(ALPHAS), X, Y)
+    assert same == told
+    # Weights of many features in few rows are never unique, and as many rows lose the mean.
+    assert rank_warnings(BandedRidge(labels, cv=2, **options), X[:8], Y[:8]) == []
+    X, Y, labels = problem(12, 12, 3, 21)
+    assert rank_warnings(BandedRidge(labels, cv=2, **options), X, Y) == []
+
+
+def test_a_failed_factorisation_on_a_gpu_is_repeated_on_the_cpu(monkeypatch, caplog):
+    """Every other factorisation fails, as if on a GPU."""
+    X, Y, labels = problem(60, 12, 4, 22)
+    Z, V, bands = problem(20, 30, 4, 23)
+    options = {"n_iter": 4, "alphas": ALPHAS, "cv": 3}
+    expected = [BandedRidge(labels, **options).fit(X, Y), BandedRidge(bands, **options).fit(Z, V)]
+    real, calls = torch.linalg.eigh, []
+
+    def failing(matrix):
+        calls.append(matrix.shape)
+        if len(calls) % 2:
+            if len(calls) % 4 == 1:
+                raise torch.linalg.LinAlgError("did not converge")
+            values, vectors = real(matrix)
+            return values, vectors * torch.nan
+        return real(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    monkeypatch.setattr(solvers, "_accelerated", lambda matrix: True)
+    monkeypatch.setattr(module, "_accelerated", lambda matrix: True)
+    got = [BandedRidge(labels, **options).fit(X, Y), BandedRidge(bands, **options).fit(Z, V)]
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a.coef_, b.coef_)
+    assert {len(shape) for shape in calls} == {2, 3}
+    assert "repeated on the CPU" in caplog.text
+
+
+def test_a_failed_factorisation_on_the_cpu_is_an_error():
+    with pytest.raises(torch.linalg.LinAlgError):
+        module._eigh_each(torch.full((2, 3, 3), torch.nan, dtype=torch.float64))
+
+
 def test_gammas_are_on_the_simplex_and_seeded():
     gammas = sample_gammas(30, 4, seed=1)
     assert gammas.shape == (30, 4) and (gammas >= 0).all()
@@ -472,3 +531,54 @@ def test_stacking_scores_are_those_of_held_out_predictions():
     np.testing.assert_allclose(model.space_scores_, each, atol=1e-9)
     mixed = np.einsum("st,sit->it", model.weights_, predicted)
     np.testing.assert_allclose(model.best_score_, 1 - ((Y - mixed) ** 2).sum(0) / total, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The groups parameter is ignored by KFold")
+def test_stacking_chooses_penalties_with_groups_whole():
+    """Rows of a group are copies: leave-one-out among them would choose the least penalty."""
+    rng = np.random.default_rng(24)
+    groups = np.repeat(np.arange(20), 5)
+    X = rng.standard_normal((20, 12))[groups]
+    Y = rng.standard_normal((20, 6))[groups]  # of nothing in X
+    labels = np.arange(12) % 2
+    cv = GroupKFold(4)
+    with pytest.raises(ConfigError, match="Leave alpha_cv out"):
+        Stacking(labels, cv=cv, alpha_cv="loo").fit(X, Y, groups=groups)
+    model = Stacking(labels, alphas=ALPHAS, cv=cv).fit(X, Y, groups=groups)
+    for s in range(2):
+        own = Ridge(ALPHAS, cv=GroupKFold(5)).fit(X[:, labels == s], Y, groups=groups)
+        np.testing.assert_array_equal(model.alphas_[s], own.alpha_)
+    listed = list(cv.split(X, Y, groups))
+    leaky = Stacking(labels, alphas=ALPHAS, cv=listed).fit(X, Y)  # no groups: leave-one-out
+    assert np.median(leaky.alphas_) < np.median(model.alphas_)
+    given = Stacking(labels, alphas=ALPHAS, cv=cv, alpha_cv=GroupKFold(5))
+    np.testing.assert_array_equal(given.fit(X, Y, groups=groups).alphas_, model.alphas_)
+    alone = Stacking(labels, alphas=ALPHAS, cv=4, alpha_cv="loo")
+    assert alone.fit(X, Y, groups=np.arange(100)).coef_.shape == (6, 12)
+
+
+@pytest.mark.filterwarnings("ignore:The groups parameter is ignored by KFold")
+def test_stacking_refuses_folds_that_split_groups():
+    X, Y, labels = problem(48, 9, 2, 25)
+    groups = np.arange(48) % 12
+    with pytest.raises(ConfigError, match="fold of cv=5 has .* both in training and test"):
+        Stacking(labels).fit(X, Y, groups=groups)
+    with pytest.raises(ConfigError, match="fold of alpha_cv=3"):
+        Stacking(labels, cv=GroupKFold(3), alpha_cv=3).fit(X, Y, groups=groups)
+    with pytest.raises(ConfigError, match="at least two groups"):
+        Stacking(labels, cv=GroupKFold(2)).fit(X, Y, groups=groups % 2)
+    one = Stacking(labels, alphas=10.0, cv=GroupKFold(2)).fit(X, Y, groups=groups % 2)
+    assert one.coef_.shape == (2, 9)  # nothing is chosen
+    with pytest.raises(ValueError, match="inconsistent"):
+        Stacking(labels, cv=GroupKFold(3)).fit(X, Y, groups=groups[:-1])
+
+
+def test_stacking_warns_once():
+    X, Y, labels = problem(60, 12, 3, 26)
+    X[:, 3] = X[:, 0]
+    X[:, 5] = 2 * X[:, 2]
+    (told,) = rank_warnings(Stacking(labels), X, Y)
+    assert "Space '0': X spans 3 of 4" in told and "Space '2'" in told and "Space '1'" not in told
+    with pytest.warns(AlphaEdgeWarning, match="Space '1'.*Space '2'") as caught:
+        Stacking(labels, alphas=(30.0, 1e4)).fit(X, X @ np.ones((12, 2)))
+    assert len([w for w in caught if w.category is AlphaEdgeWarning]) == 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 import logging
+import warnings
 
 import h5py
 import numpy as np
@@ -408,3 +408,13 @@ def test_debiased_hsic_is_unbiased_over_permutations():
     X, Y = rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
     values = [linear_cka(X, Y[list(order)]) for order in permutations(range(5))]
     assert abs(np.mean(values)) < 1e-10
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 4, 5])
+def test_split_half_estimates_the_reliability_of_all_repeats(repeats):
+    rng = np.random.default_rng(repeats)
+    n = 4000
+    signal = rng.standard_normal((n, 1, 8))
+    y = (signal + rng.standard_normal((n, repeats, 8))).reshape(-1, 8)
+    found = split_half(y, np.repeat(np.arange(n), repeats), n_splits=10)
+    np.testing.assert_allclose(found.mean(), repeats / (repeats + 1), atol=0.01)

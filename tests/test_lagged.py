@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +13,12 @@ from hypothesis import strategies as st
 from scipy.stats import gamma
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import ShuffleSplit
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from brainalign.errors import ConfigError
 from brainalign.linear import (
     LaggedRidge,
+    RankWarning,
     TimeBlocks,
     delayed,
     delays,
@@ -21,6 +26,7 @@ from brainalign.linear import (
     lagged_gram,
     lagged_kernel,
     lagged_predict,
+    solvers,
 )
 from brainalign.linear import lagged as module
 
@@ -439,6 +445,89 @@ def test_fir_recovers_a_haemodynamic_response():
     assert few.lags_.tolist() == [1, 2, 3, 4] and few.coef_.shape == (3, 2, 4)
 
 
+#: The samples of a trial are a series: what a sample predicts depends on those before it.
+SERIES = {
+    "check_methods_sample_order_invariance": "samples have an order",
+    "check_methods_subset_invariance": "samples have neighbours",
+}
+
+
+@parametrize_with_checks(
+    [LaggedRidge(0, 1, 1), LaggedRidge(0, 0, 1, alphas=1.0), LaggedRidge(0, 1, 1, dtype="float32")],
+    expected_failed_checks=lambda model: SERIES if model.tmax else {},
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+def test_columns_go_by_their_names():
+    X, Y = problem([60, 50], 3, 2, [0, 1], 17)
+    frames = [pd.DataFrame(x, columns=["loud", "low", "high"]) for x in X]
+    options = {"alphas": ALPHAS, "n_iter": 4, "cv": 2}
+    spaces = {"level": ["loud"], "pitch": ["high", "low"]}
+    named = LaggedRidge(0, 1, 1, spaces=spaces, **options).fit(frames, Y)
+    assert named.feature_names_in_.tolist() == ["loud", "low", "high"]
+    assert named.n_features_in_ == 3
+    by_place = LaggedRidge(0, 1, 1, spaces={"level": [0], "pitch": [2, 1]}, **options).fit(X, Y)
+    np.testing.assert_array_equal(named.coef_, by_place.coef_)
+    np.testing.assert_array_equal(named.predict(frames)[1], by_place.predict(X)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert named.score(frames, Y) == by_place.score(X, Y)
+    with pytest.raises(ConfigError, match="feature names"):
+        named.predict(frames[0].rename(columns={"low": "bass"}))
+    with pytest.raises(ConfigError, match="trial 1.*feature names"):
+        named.fit([frames[0], frames[1][["low", "loud", "high"]]], Y)
+
+
+@pytest.mark.parametrize(("trials", "folds"), [(2, 2), (3, 3), (5, 5), (7, 5)])
+def test_folds_are_five_or_as_many_as_there_are_trials(trials, folds):
+    X, Y = problem([30] * trials, 2, 2, [0, 1], 18)
+    default = LaggedRidge(0, 1, 1, alphas=ALPHAS).fit(X, Y)
+    given = LaggedRidge(0, 1, 1, alphas=ALPHAS, cv=folds).fit(X, Y)
+    np.testing.assert_array_equal(default.cv_scores_, given.cv_scores_)
+    one = LaggedRidge(0, 1, 1, alphas=ALPHAS).fit(X[0], Y[0])
+    blocks = LaggedRidge(0, 1, 1, alphas=ALPHAS, cv=TimeBlocks(5)).fit(X[0], Y[0])
+    np.testing.assert_array_equal(one.cv_scores_, blocks.cv_scores_)
+
+
+@pytest.mark.parametrize("regularisation", ["ridge", "derivative"])
+@pytest.mark.parametrize("alphas", [1.0, ALPHAS])
+def test_features_that_others_hold_are_warned_of_once(regularisation, alphas):
+    X, Y = problem([60, 50], 3, 2, [0, 1], 19, offset=2.0)
+    model = LaggedRidge(0, 2, 1, alphas=alphas, regularisation=regularisation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RankWarning)
+        model.fit(X, Y)
+    for x in X:
+        x[:, 1] = x[:, 0]
+    with pytest.warns(RankWarning, match="X spans 6 of 9") as caught:
+        model.fit(X, Y)
+    assert len([w for w in caught if w.category is RankWarning]) == 1
+
+
+@pytest.mark.parametrize("p", [2, 40])  # Gram matrix, and products between samples
+@pytest.mark.parametrize("regularisation", ["ridge", "derivative"])
+def test_a_failed_factorisation_on_a_gpu_is_repeated_on_the_cpu(
+    p, regularisation, monkeypatch, caplog
+):
+    X, Y = problem([20, 25, 30], p, 12, [0, 1, 2], 20)
+    model = LaggedRidge(0, 2, 1, regularisation=regularisation)
+    expected = model.fit(X, Y).coef_
+    real, calls = torch.linalg.eigh, []
+
+    def failing(matrix):
+        calls.append(matrix.shape)
+        if len(calls) % 2:
+            raise torch.linalg.LinAlgError("did not converge")
+        return real(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    monkeypatch.setattr(solvers, "_accelerated", lambda matrix: True)
+    np.testing.assert_array_equal(model.fit(X, Y).coef_, expected)
+    assert calls and "repeated on the CPU" in caplog.text
+
+
 def test_one_target_and_one_trial_keep_their_shape():
     X, Y = problem([80], 2, 1, [0, 1], 13)
     model = LaggedRidge(0, 1, 1, cv=2).fit(X[0], Y[0][:, 0])
@@ -460,7 +549,8 @@ def test_a_constant_target_has_no_score():
 def test_singular_data_have_the_smallest_solution():
     X, Y = problem([60, 60], 1, 2, [0, 1], 15)
     X = [np.hstack([x, x, 0 * x]) for x in X]
-    model = LaggedRidge(0, 1, 1, alphas=1e-13).fit(X, Y)
+    with pytest.warns(RankWarning, match="2 of 6"):
+        model = LaggedRidge(0, 1, 1, alphas=1e-13).fit(X, Y)
     assert np.isfinite(model.coef_).all() and np.abs(model.coef_).max() < 1e3
     np.testing.assert_allclose(model.coef_[:, 0], model.coef_[:, 1], rtol=1e-2, atol=1e-6)
 
@@ -482,7 +572,10 @@ ok = dict(tmin=0, tmax=3, sampling_rate=1)
         (ok, [x, x], [y], "2 trial.s. and y 1"),
         (ok, [x, x], [y, y[:40]], "Trial 1 has 50 samples in X and 40 in y"),
         (ok, [x, x[:3]], [y, y[:3]], "longest delay is 3"),
-        (ok, [x, x[:, :1]], [y, y], "1 columns and trial 0 2"),
+        (ok, [x, x[:, :1]], [y, y], "trial 1.*1 features, but LaggedRidge is expecting 2"),
+        (ok, [x, x], [y, np.hstack([y, y])], "2 columns and trial 0 1"),
+        (ok, x + 1j, y, "[Cc]omplex data not supported"),
+        (ok, x, y + 1j, "[Cc]omplex data not supported"),
         (ok, x[:, 0], y, r"x\[:, None\]"),
         (ok, np.zeros((3, 50, 2)), y, "list for several trials"),
         (ok, [], [], "empty list"),
@@ -512,7 +605,7 @@ def test_errors_say_what_to_do(options, X, Y, words):
 def test_new_data_must_have_the_features_of_the_fit():
     X, Y = problem([60], 2, 2, [0, 1], 16)
     model = LaggedRidge(0, 1, 1, alphas=1.0).fit(X, Y)
-    with pytest.raises(ConfigError, match="fitted to 2"):
+    with pytest.raises(ConfigError, match="expecting 2 features"):
         model.predict(X[0][:, :1])
 
 

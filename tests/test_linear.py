@@ -233,3 +233,23 @@ def test_leave_one_out_is_leaving_one_out():
             error[a] += (Y[i] - peer.predict(X[i : i + 1])[0]) ** 2
     got = ridge_loo(*map(torch.as_tensor, (X, Y, ALPHAS))).numpy()
     np.testing.assert_allclose(got, 1 - error / ((Y - Y.mean(0)) ** 2).sum(0), rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_leave_one_out_of_constant_features(dtype):
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((30, 2)).astype(dtype)
+    ours = Ridge([1.0, 10.0], cv="loo").fit(np.full((30, 4), 3, dtype=dtype), y)
+    expected = 1 - (30 / 29) ** 2  # the mean of the other rows predicts each
+    np.testing.assert_allclose(ours.cv_scores_, expected, rtol=1e-5)
+    np.testing.assert_array_equal(ours.coef_, 0)
+
+
+def test_groups_and_batches_that_cannot_be_kept():
+    X, Y = problem(20, 3, 2, 0)
+    for cv in ("loo", "gcv"):
+        with pytest.raises(ConfigError, match="cannot be kept whole"):
+            Ridge(ALPHAS, cv=cv).fit(X, Y, groups=np.arange(20) // 2)
+    for batch in (-1, 0):
+        with pytest.raises(ConfigError, match="target_batch"):
+            Ridge(ALPHAS, target_batch=batch).fit(X, Y)

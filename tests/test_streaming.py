@@ -96,7 +96,7 @@ def test_each_column_is_read_once_and_a_stopped_run_goes_on(problem, tmp_path, m
     whole = Counting(array)
     ridge_to_store(X, whole, out, alphas=ALPHAS, cv="gcv")
     starts = [a for a, _ in whole.read]
-    assert starts == list(range(64 * done, 300, 64))
+    assert starts == [0, *range(64 * done, 300, 64)]  # the first to compare
     assert all(a % 64 == 0 for a in starts)
     ours = Ridge(ALPHAS, cv="gcv").fit(X, Y)
     np.testing.assert_allclose(read(out)["weights"], ours.coef_, atol=1e-5)
@@ -158,6 +158,43 @@ def test_memory_limit_is_kept(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < limit
+
+
+def test_rows_left_out_by_mask(problem, tmp_path):
+    X, Y = problem
+    rows = np.arange(len(X)) >= len(X) - 20
+    made = [
+        read(ridge_to_store(X, Y, tmp_path / name, alphas=ALPHAS, cv=3, test_rows=given))
+        for name, given in (("a.zarr", rows), ("b.zarr", np.flatnonzero(rows)))
+    ]
+    np.testing.assert_array_equal(made[0]["r"], made[1]["r"])
+    with pytest.raises(ConfigError, match="expected row numbers, or a mask"):
+        ridge_to_store(X, Y, tmp_path / "c.zarr", alphas=ALPHAS, test_rows=rows[:-1])
+    with pytest.raises(ConfigError, match="cannot be kept whole"):
+        ridge_to_store(X, Y, tmp_path / "c.zarr", alphas=ALPHAS, cv="gcv", groups=rows)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_targets(problem, tmp_path, monkeypatch):
+    X, Y = problem
+    monkeypatch.setattr(streaming, "UNCHUNKED", 32)
+    monkeypatch.setattr(streaming, "MOST_TARGETS", 32)
+    out, compute = tmp_path / "fit.zarr", streaming._compute
+    begun = []
+
+    def stopped(*args):
+        begun.append(1)
+        if len(begun) > 2:
+            raise KeyboardInterrupt
+        return compute(*args)
+
+    monkeypatch.setattr(streaming, "_compute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ridge_to_store(X, Y, out, alphas=ALPHAS, cv=3, device="cpu")
+    monkeypatch.setattr(streaming, "_compute", compute)
+    with pytest.raises(ConfigError, match="begun with other targets"):
+        ridge_to_store(X, -Y, out, alphas=ALPHAS, cv=3, device="cpu")
+    made = read(ridge_to_store(X, Y, out, alphas=ALPHAS, cv=3, device="cpu"))
+    np.testing.assert_allclose(made["weights"], Ridge(ALPHAS, cv=3).fit(X, Y).coef_, atol=1e-5)
 
 
 def test_two_devices_share_the_targets(problem, tmp_path, monkeypatch):

@@ -354,7 +354,7 @@ class _Work:
         values = [x for n, ds in named.items() for x in (n, np.asarray(ds["features"].values))]
         attrs = {k: str(v) for k, v in self.responses.attrs.items()}
         given = {k: str(v) for k, v in vars(self.options).items() if k != "device"}
-        splits = {k: repr(v) for k, v in self.split_options.items()}
+        splits = {k: _named(v) for k, v in self.split_options.items()}
         return sha256_of(
             *values, attrs, given, splits, self.align_options, [b.start for b in blocks],
             self.responses["stimulus_id"].values.astype(str),
@@ -730,3 +730,12 @@ def _attrs(aligned: Aligned, o: _Options, n_folds: int, tested: NDArray[np.str_]
         "ceiling_threshold": o.threshold,
         "stimuli": json.dumps(aligned.stimulus_id.tolist()),
     }
+
+
+def _named(value: Any) -> Any:
+    """Name what may hold arrays, all their values included."""
+    if isinstance(value, np.ndarray):
+        return sha256_of(value.astype(str) if value.dtype == object else value)
+    if isinstance(value, list | tuple):
+        return [_named(v) for v in value]
+    return repr(value)

@@ -111,16 +111,18 @@ def split_half(
 ) -> NDArray[np.float64]:
     r"""Reliability of the mean over repeats, by random halves with Spearman-Brown correction.
 
-    .. math:: \rho = \frac{2 \bar r}{1 + \bar r}
+    .. math:: \rho = \frac{m \bar r}{1 + (m - 1) \bar r}, \qquad
+              m = \frac{\langle 1 / h \rangle}{\langle 1 / k \rangle}
 
-    ``r`` is the correlation over stimuli between the means of two random halves of the repeats.
+    ``r`` is the correlation over stimuli between the means of two random halves of ``h`` repeats
+    each, out of ``k``; with an even number of repeats, the same for all stimuli, m is 2.
     The reliability estimates the largest r^2 a model can reach, as `noise_ceiling` does.
 
     Parameters
     ----------
     responses : array-like, shape (n_presentations, n_neuroids)
         Single presentations. Stimuli shown once are left out; of an odd number of repeats, one
-        (drawn at random) is left out.
+        (drawn at random) is in neither half, for which m makes up.
     stimulus_id : array-like, shape (n_presentations,)
         Stimulus of each presentation.
     n_splits : int
@@ -154,7 +156,9 @@ def split_half(
             halves[1, s] = y[drawn[half : 2 * half]].mean(axis=0)
         total += _correlate(halves[0], halves[1])
     r = total / n_splits
-    return np.asarray(np.clip(2 * r / (1 + np.maximum(r, 0)), 0, 1))
+    repeats = np.array([len(members) for members in rows])
+    m = np.mean(1 / (repeats // 2)) / np.mean(1 / repeats)
+    return np.asarray(np.clip(m * r / (1 + (m - 1) * np.maximum(r, 0)), 0, 1))
 
 
 def leave_one_subject_out(responses: ArrayLike, *, units: str = "r") -> SubjectCeiling:

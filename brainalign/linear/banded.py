@@ -9,6 +9,7 @@ all targets and alphas; what depends on the data alone is computed once for all 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -26,12 +27,13 @@ from brainalign.device import resolve_device
 from brainalign.errors import ConfigError, UnknownNameError, near
 from brainalign.linear.ridge import (
     DEFAULT_ALPHAS,
+    RankWarning,
     check_alphas,
     check_finite,
     check_folds,
     warn_edges,
 )
-from brainalign.linear.solvers import split_indices, target_batches
+from brainalign.linear.solvers import Design, eigh, split_indices, target_batches
 
 __all__ = [
     "BandedRidge",
@@ -52,6 +54,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 RESIDUAL = {torch.float32: 1e-6, torch.float64: 1e-13}
 #: Share of a unit vector's square below which others span it.
 SPANNED = {torch.float32: 1e-5, torch.float64: 1e-12}
+#: Times the rank's tolerance: pivots of a Cholesky factorisation below it call for eigenvalues.
+DOUBT = 1e4
 #: Elements of targets and their products with X that are held at a time, over all folds.
 CHUNK_ELEMENTS = 2**28
 #: Largest change of a log penalty in the refinement: a factor of about 20.
@@ -333,10 +337,10 @@ class _Primal(_Fold):
 
     def basis(self, gamma: Tensor) -> _Basis:
         scale = gamma[self.space].sqrt()
-        values, vectors = torch.linalg.eigh(scale[:, None] * self.gram * scale)
+        values, vectors = eigh(scale[:, None] * self.gram * scale)
         vectors = vectors.to(self.X.dtype)
         lift = scale[:, None].to(self.X.dtype) * vectors
-        return _Basis(values.clamp(min=0), vectors, lift, self.held_out @ lift)
+        return _Basis(values, vectors, lift, self.held_out @ lift)
 
     def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[_Bands, list[Tensor]]:
         return _Bands(basis.vectors, self.space, self.n_spaces), [basis.test]
@@ -378,9 +382,9 @@ class _Kernel(_Fold):
 
     def basis(self, gamma: Tensor) -> _Basis:
         inner, outer = self._centre(torch.tensordot(gamma, self.kernels, dims=1))
-        values, vectors = torch.linalg.eigh(inner)
+        values, vectors = eigh(inner)
         vectors = vectors.to(self.X.dtype)
-        return _Basis(values.clamp(min=0), vectors, vectors, outer.to(self.X.dtype) @ vectors)
+        return _Basis(values, vectors, vectors, outer.to(self.X.dtype) @ vectors)
 
     def pieces(self, gamma: Tensor, basis: _Basis) -> tuple[_Kernels, list[Tensor]]:
         parts, tests = [], []
@@ -492,7 +496,8 @@ def banded_kfold(
     penalties by up to a factor of 20 along Newton steps on the same cross-validated R^2. The steps
     are made in a small model of each fold's solution (a Galerkin projection on its derivatives
     up to second order with respect to the log penalties); the new penalties are kept where the
-    R^2 of the exact solution is higher.
+    R^2 of the exact solution is higher. This is a local choice, near the best of the candidates:
+    R^2 may have other and higher peaks.
 
     Parameters
     ----------
@@ -709,7 +714,7 @@ def _shrink(
     norm = vectors.norm(dim=2, keepdim=True)
     inverse = torch.where(norm > 0, 1 / norm, 0.0)
     unit = vectors * inverse
-    size, axes = torch.linalg.eigh(torch.bmm(unit, unit.transpose(1, 2)).double())
+    size, axes = _eigh_each(torch.bmm(unit, unit.transpose(1, 2)).double())
     keep = size > SPANNED[vectors.dtype]
     axes = axes * torch.where(keep, size.clamp(min=1e-300).rsqrt(), 0.0)[:, None]
     combine = (axes * inverse.double()).transpose(1, 2).to(vectors.dtype)
@@ -732,6 +737,32 @@ def _shrink(
         own.square[t],
         weight,
     )
+
+
+def _eigh_each(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, of either sign, and eigenvectors of small symmetric matrices (T, q, q).
+
+    On the CPU where an accelerator fails, which is logged.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrices)
+        if not _accelerated(matrices) or bool(torch.isfinite(vectors).all()):
+            return values, vectors
+        reason = "not finite"
+    except torch.linalg.LinAlgError as error:
+        if not _accelerated(matrices):
+            raise
+        reason = str(error)
+    logger.warning(
+        "The eigendecompositions of %d matrices of %d x %d failed on %s (%s); repeated on the CPU.",
+        *matrices.shape, matrices.device, reason,
+    )  # fmt: skip
+    values, vectors = torch.linalg.eigh(matrices.cpu())
+    return values.to(matrices.device), vectors.to(matrices.device)
+
+
+def _accelerated(matrices: Tensor) -> bool:
+    return matrices.is_cuda
 
 
 def _images(vectors: Tensor, pieces: _Bands | _Kernels) -> list[Tensor]:
@@ -762,7 +793,7 @@ def _newton(models: Sequence[_Small], alpha: Tensor, n_spaces: int, primal: bool
         slope = torch.where(stuck, 0.0, slope)
         free = (~stuck).double()
         hessian = hessian * free[:, :, None] * free[:, None, :]
-        curvature, axes = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
+        curvature, axes = _eigh_each((hessian + hessian.transpose(1, 2)) / 2)
         curvature = curvature.abs()
         scale = curvature.amax(dim=1, keepdim=True).clamp(min=1e-12)
         along = torch.bmm(axes.transpose(1, 2), slope[:, :, None])[:, :, 0]
@@ -988,6 +1019,42 @@ class SpacesEstimator(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.intercept_ = float(intercept[0]) if one else intercept
 
 
+def warn_spanned(gram: Tensor, n: int, centred: bool) -> None:
+    """Warn of features that others hold already, by the rule of `Ridge`.
+
+    A Cholesky factorisation, far cheaper than those of a fit, says whether there may be any; their
+    number comes from the eigenvalues. With fewer rows than features weights are never unique, and
+    nothing is said.
+
+    Parameters
+    ----------
+    gram : Tensor, shape (n_features, n_features), float64
+        X'X of data that are centred if there is an intercept.
+    n : int
+        Rows of X.
+    centred : bool
+        Whether there is an intercept.
+    """
+    p = len(gram)
+    if n < p:
+        return
+    floor = n * torch.finfo(torch.float64).eps
+    factor, info = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal().square()
+    if int(info) == 0 and bool(pivots.min() > DOUBT * floor * pivots.max()):
+        return
+    values = eigh(gram)[0]
+    rank, possible = int((values > floor * values.max()).sum()), min(n - int(centred), p)
+    if rank < possible:
+        warnings.warn(
+            f"X spans {rank} of {possible} possible directions: some features are constant or sums "
+            "of others. Predictions are as good; single weights are not unique. Drop these "
+            "features, or reduce X by PCA, before reading weights.",
+            RankWarning,
+            stacklevel=3,
+        )
+
+
 def _dtypes(dtype: str) -> list[Any]:
     known: dict[str, list[Any]] = {
         "auto": [np.float64, np.float32],
@@ -1019,7 +1086,9 @@ class BandedRidge(SpacesEstimator):
               + \sum_s \alpha_{st} \|w_{st}\|^2, \qquad \alpha_{st} = \alpha_t / \gamma_{st}
 
     The weights gamma lie on the simplex and come from a random search, alpha from a grid; both
-    are then refined for each target. Primal or kernel form is chosen from the shape of X.
+    are then refined for each target. The choice is local: cross-validated R^2 may have several
+    peaks, of which this finds one near the best candidate, and another `seed` or `n_iter` may end
+    at another. Primal or kernel form is chosen from the shape of X.
     float32 data stay float32; Gram matrices and their eigenvectors are float64.
 
     Parameters
@@ -1037,7 +1106,7 @@ class BandedRidge(SpacesEstimator):
     concentration : float or sequence of float
         Concentrations of the Dirichlet distributions that gammas are drawn from, in turn.
     refine : bool
-        Refine each target's penalties beyond the candidates.
+        Move each target's penalties from its best candidate uphill to a nearby peak.
     cv : int, splitter or list of (train, test)
         How candidates are scored: K unshuffled folds, a scikit-learn splitter or given splits.
     fit_intercept : bool
@@ -1126,6 +1195,14 @@ class BandedRidge(SpacesEstimator):
         ConfigError
             For non-finite values (with their count), penalties that are not above 0, spaces that
             do not fit X, or more folds than samples.
+
+        Warns
+        -----
+        RankWarning
+            If there are as many rows as features, and some features are sums of others, of any
+            space.
+        AlphaEdgeWarning
+            If many targets choose an end of the grid.
         """
         alphas = check_alphas(self.alphas)
         data, target = self._read(X, y)
@@ -1145,6 +1222,9 @@ class BandedRidge(SpacesEstimator):
         columns = [torch.as_tensor(c, device=device) for c in self.spaces_.values()]
         grid, weights = (torch.as_tensor(a, device=device) for a in (alphas, gammas))
         _check_problem(Xt, columns, weights)
+        if len(Xt) >= Xt.shape[1]:
+            gram = Design(Xt, fit_intercept=self.fit_intercept).gram
+            warn_spanned(gram, len(Xt), self.fit_intercept)
         options: dict[str, Any] = {
             "fit_intercept": self.fit_intercept,
             "target_batch": self.target_batch,

@@ -28,16 +28,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator, KFold, LeaveOneOut, check_cv
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
 from brainalign.evaluation.scores import pearson_r, r2
-from brainalign.linear.banded import Spaces, feature_spaces, sample_gammas
+from brainalign.linear.banded import Spaces, feature_spaces, sample_gammas, warn_spanned
 from brainalign.linear.ridge import check_alphas, check_finite, warn_edges
-from brainalign.linear.solvers import choose_alpha
+from brainalign.linear.solvers import choose_alpha, eigh
 
 __all__ = [
     "LaggedRidge",
@@ -315,10 +315,11 @@ class LaggedRidge(BaseEstimator):
     alphas : float or sequence of float
         The grid, all above 0. One value is used as it is, without cross-validation unless several
         `gammas` are to be compared.
-    cv : int, "trials", TimeBlocks, splitter or list of (train, test)
+    cv : int, "trials", TimeBlocks, splitter or list of (train, test), optional
         How alphas are scored: K unshuffled folds over trials (over blocks of time, as
         ``TimeBlocks(K)``, if there is one trial), leave-one-trial-out, blocks of time within
-        trials, any scikit-learn splitter over trials, or given pairs of trial indices.
+        trials, any scikit-learn splitter over trials, or given pairs of trial indices. By default
+        5 folds, or as many as there are trials if they are 2 to 4; a number that is given is kept.
     direction : {"forward", "backward"}
         "forward" predicts what follows X: y at time s from X at s - delay. "backward" is a decoder
         with X the recording and y the stimulus: y at s from X at s + delay.
@@ -328,7 +329,8 @@ class LaggedRidge(BaseEstimator):
         If False, all targets share the alpha and weights with the best mean score.
     spaces : sequence or dict, optional
         Feature spaces for banded ridge, as in `BandedRidge`: one label per feature; or a list of
-        slices or of lists of indices; or a dict of these by name. None is one space.
+        slices, of lists of indices or of lists of column names; or a dict of these by name. None
+        is one space.
     gammas : array-like, shape (n_gammas, n_spaces) or (n_spaces,), optional
         Candidate weights :math:`\gamma`, at least 0, in place of `n_iter`, `concentration` and
         `seed`; a space with weight 0 is left out.
@@ -369,6 +371,9 @@ class LaggedRidge(BaseEstimator):
         The candidates.
     spaces_ : dict of str to ndarray of int
         Features of each space, by name.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str, shape (n_features,)
+        Names of the columns, if the trials are data frames.
 
     References
     ----------
@@ -384,7 +389,7 @@ class LaggedRidge(BaseEstimator):
         *,
         delays_s: Sequence[float] | None = None,
         alphas: float | Sequence[float] = DEFAULT_ALPHAS,
-        cv: int | str | TimeBlocks | BaseCrossValidator | Iterable[tuple[Any, Any]] = 5,
+        cv: int | str | TimeBlocks | BaseCrossValidator | Iterable[tuple[Any, Any]] | None = None,
         direction: str = "forward",
         fit_intercept: bool = True,
         alpha_per_target: bool = True,
@@ -436,7 +441,16 @@ class LaggedRidge(BaseEstimator):
         ------
         ConfigError
             For trials that do not go together or are shorter than the delays, non-finite values
-            (with their count), or parameters that cannot be used.
+            (with their count), complex data, or parameters that cannot be used.
+        TypeError
+            For sparse data.
+
+        Warns
+        -----
+        RankWarning
+            If there are as many samples as delayed features, and some are sums of others.
+        AlphaEdgeWarning
+            If many targets choose an end of the grid.
         """
         lags = self._lags()
         alphas = check_alphas(self.alphas)
@@ -446,7 +460,7 @@ class LaggedRidge(BaseEstimator):
         ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
-        data, dtype = self._trials(X, "X", None)
+        data, dtype = self._trials(X, "X", None, reset=True)
         target, _ = self._trials(y, "y", dtype)
         _check_pairs(data, target, lags)
         p, n_targets, n_lags = data[0].shape[1], target[0].shape[1], len(lags)
@@ -471,6 +485,8 @@ class LaggedRidge(BaseEstimator):
             mean = _sum(v.sum(dim=0, dtype=torch.float64) for v in Yt) / n
         problem_type = _Kernel if kernel else _Primal
         problem = problem_type(Xt, Yt, lags, roles, mean, columns, self.fit_intercept, penalty)
+        if isinstance(problem, _Primal):
+            warn_spanned(problem.whole_gram(), n, self.fit_intercept)
         index = torch.zeros(n_targets, dtype=torch.int64, device=device)
         if choosing:
             scores = problem.scores(scales, grid, self.metric)  # (candidates, alphas, targets)
@@ -491,7 +507,6 @@ class LaggedRidge(BaseEstimator):
             self.alphas_ = self.alpha_ / weights[candidate.cpu().numpy()].T
         self.lags_ = lags
         self.times_ = lags / float(self.sampling_rate or 1)
-        self.n_features_in_ = p
         self._one_target = _first(y).ndim == 1
         return self
 
@@ -510,10 +525,6 @@ class LaggedRidge(BaseEstimator):
         """
         check_is_fitted(self)
         data, _ = self._trials(X, "X", self.coef_.dtype)
-        if data[0].shape[1] != self.n_features_in_:
-            raise ConfigError(
-                f"X has {data[0].shape[1]} features; the model was fitted to {self.n_features_in_}."
-            )
         device = resolve_device(self.device)
         coef = torch.as_tensor(self.coef_, device=device)
         intercept = torch.as_tensor(self.intercept_, device=device)
@@ -539,12 +550,12 @@ class LaggedRidge(BaseEstimator):
         float
         """
         check_is_fitted(self)
-        data, _ = self._trials(X, "X", self.coef_.dtype)
+        given = X if isinstance(X, list | tuple) else [X]
+        predicted = [p.reshape(len(p), -1) for p in self.predict(given)]
         target, _ = self._trials(y, "y", self.coef_.dtype)
-        _check_pairs(data, target, self.lags_[:0])
-        predicted = np.concatenate([p.reshape(len(p), -1) for p in self.predict(data)])
+        _check_pairs(predicted, target, self.lags_[:0])
         metric = {"r2": r2, "r": pearson_r}[self.metric]
-        return float(np.mean(metric(np.concatenate(target), predicted)))
+        return float(np.mean(metric(np.concatenate(target), np.concatenate(predicted))))
 
     def _lags(self) -> NDArray[np.int64]:
         rate = self.sampling_rate
@@ -579,37 +590,56 @@ class LaggedRidge(BaseEstimator):
                 )
         return lags if self.direction == "forward" else -lags[::-1]
 
-    def _trials(self, given: Any, name: str, dtype: Any) -> tuple[list[NDArray[Any]], Any]:
+    def _trials(
+        self, given: Any, name: str, dtype: Any, *, reset: bool = False
+    ) -> tuple[list[NDArray[Any]], Any]:
+        """Return finite trials of one type; with `reset`, the first one sets the features."""
         known = {"auto": dtype, "float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
         if self.dtype not in known:
             raise ConfigError(f"dtype is {self.dtype!r}; expected one of {', '.join(known)}.")
         several = isinstance(given, list | tuple)
-        arrays = [np.asarray(t) for t in (given if several else [given])]
-        if not arrays:
+        trials = list(given) if several else [given]
+        if not trials:
             raise ConfigError(f"{name} is an empty list; expected at least one trial.")
+        arrays: list[NDArray[Any]] = []
+        for i, trial in enumerate(trials):
+            label = _trial(name, i, several)
+            a = self._checked(trial, name, label, reset and i == 0)
+            if a.shape[1] != (arrays or [a])[0].shape[1]:
+                raise ConfigError(
+                    f"{label} has {a.shape[1]} columns and trial 0 {arrays[0].shape[1]}; expected "
+                    "the same in all trials."
+                )
+            check_finite(a, label, "features" if name == "X" else "targets")
+            arrays.append(a)
         if known[self.dtype] is None:
             narrow = all(a.dtype == np.float32 for a in arrays)
             known["auto"] = np.dtype(np.float32 if narrow else np.float64)
-        if name == "y":
-            arrays = [a[:, None] if a.ndim == 1 else a for a in arrays]
-        for i, a in enumerate(arrays):
-            if a.ndim != 2 or 0 in a.shape:
-                raise ConfigError(
-                    f"{_trial(name, i, several)} has shape {a.shape}; expected (samples, "
-                    f"{'features' if name == 'X' else 'targets'}).",
-                    "Pass x[:, None] for one feature, and a list for several trials.",
-                )
-            if a.shape[1] != arrays[0].shape[1]:
-                raise ConfigError(
-                    f"{_trial(name, i, several)} has {a.shape[1]} columns and trial 0 "
-                    f"{arrays[0].shape[1]}; expected the same in all trials."
-                )
-            check_finite(a, _trial(name, i, several), "features" if name == "X" else "targets")
         return [a.astype(known[self.dtype], copy=False) for a in arrays], known[self.dtype]
+
+    def _checked(self, trial: Any, name: str, label: str, reset: bool) -> NDArray[Any]:
+        """Return one trial as numbers (samples, columns), by scikit-learn's rules."""
+        ndim = getattr(trial, "ndim", None)
+        ndim = np.ndim(trial) if ndim is None else ndim
+        if ndim != 2 and not (ndim == 1 and name == "y"):
+            raise ConfigError(
+                f"{label} has shape {np.shape(trial)}; expected (samples, "
+                f"{'features' if name == 'X' else 'targets'}).",
+                "Reshape your data: x[:, None] for one feature, and a list for several trials.",
+            )
+        options: dict[str, Any] = {"dtype": "numeric", "ensure_all_finite": False}  # counted later
+        try:
+            if name == "X":
+                checked: Any = validate_data(self, trial, reset=reset, **options)
+            else:
+                checked = check_array(trial, ensure_2d=False, input_name="y", **options)
+        except ValueError as error:
+            raise ConfigError(f"{label} cannot be used: {error}") from error
+        return checked[:, None] if checked.ndim == 1 else checked
 
     def _candidates(self, p: int) -> tuple[Tensor, NDArray[np.float64]]:
         """Place of every feature's space, and weights of the spaces (n_candidates, n_spaces)."""
-        self.spaces_ = feature_spaces(self.spaces, p)
+        self.spaces_ = feature_spaces(self.spaces, p, getattr(self, "feature_names_in_", None))
         n = len(self.spaces_)
         place = torch.empty(p, dtype=torch.int64)
         for i, features in enumerate(self.spaces_.values()):
@@ -631,6 +661,8 @@ class LaggedRidge(BaseEstimator):
         """Tell what every sample of every trial is in each fold."""
         rate, n = float(self.sampling_rate or 1), len(lengths)
         cv = self.cv
+        if cv is None:
+            cv = 5 if n == 1 else min(5, n)
         if n == 1 and isinstance(cv, int):
             cv = TimeBlocks(cv)
         if isinstance(cv, TimeBlocks):
@@ -735,17 +767,23 @@ class _Primal:
             out[:, :, cols] = torch.where(count > 0, out[:, :, cols] / count, torch.nan)
         return out
 
+    def whole_gram(self) -> Tensor:
+        """Gram matrix of all samples, about their mean if there is an intercept, (q, q)."""
+        gram: Tensor = _sum(part.gram for part in self.parts)
+        if not self.centred:
+            return gram
+        total = _sum(part.total for part in self.parts)
+        return gram - torch.outer(total, total) / sum(part.n for part in self.parts)
+
     def fit(self, scales: Tensor, candidate: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients (n_targets, q) and intercepts, float64."""
         n = sum(part.n for part in self.parts)
-        gram = _sum(part.gram for part in self.parts)
+        gram = self.whole_gram()  # the targets have mean 0 already
         total = _sum(part.total for part in self.parts)
         if self._whole:
             cross = torch.cat(self._whole, dim=1)
         else:
             cross = _sum(self._sums(p, slice(None)).cross for p in self.parts)
-        if self.centred:  # the targets have mean 0 already
-            gram = gram - torch.outer(total, total) / n
         coef = torch.empty((len(alpha), len(gram)), dtype=torch.float64, device=gram.device)
         for c in candidate.unique().tolist():
             scale = scales[c][self.groups]
@@ -862,7 +900,7 @@ class _Kernel:
                     outer = outer - outer.mean(dim=1, keepdim=True) - mean + mean.mean()
                     inner = inner - mean - mean[:, None] + mean.mean()
                     y_mean = self.Y[train].mean(dim=0)
-                values, vectors = torch.linalg.eigh(inner)
+                values, vectors = eigh(inner)
                 rotated = vectors.T @ (self.Y[train] - y_mean)
                 outer = outer @ vectors
                 y = self.Y[test]
@@ -872,7 +910,7 @@ class _Kernel:
                 if c == 0:
                     count += defined
                 for a, alpha in enumerate(grid):
-                    predicted = outer @ (rotated / (values.clamp(min=0) + alpha)[:, None]) + y_mean
+                    predicted = outer @ (rotated / (values + alpha)[:, None]) + y_mean
                     if metric == "r2":
                         score = 1 - (y - predicted).square().sum(dim=0) / yy
                     else:
@@ -914,14 +952,14 @@ _NOTHING = 1e-12
 def _eigen(gram: Tensor, penalty: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return a, b, V with (gram + alpha * penalty)^-1 = V diag(1 / (a + alpha b)) V'."""
     if penalty is None:
-        values, vectors = torch.linalg.eigh(gram)
-        return values.clamp(min=0), torch.ones_like(values), vectors
+        values, vectors = eigh(gram)
+        return values, torch.ones_like(values), vectors
     size = gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    values, vectors = torch.linalg.eigh(gram / size + penalty)
+    values, vectors = eigh(gram / size + penalty)
     keep = values > values.max() * len(values) * torch.finfo(torch.float64).eps
     white = vectors[:, keep] / values[keep].sqrt()
-    b, turn = torch.linalg.eigh(white.T @ penalty @ white)
-    b = b.clamp(0, 1)
+    b, turn = eigh(white.T @ penalty @ white)
+    b = b.clamp(max=1)
     return size * (1 - b), b, white @ turn
 
 
@@ -937,7 +975,7 @@ def _solve(gram: Tensor, right: Tensor, alpha: float, penalty: Tensor | None) ->
     floor = len(gram) * torch.finfo(torch.float64).eps
     if int(info) == 0 and bool((diagonal.min() / diagonal.max()).square() > floor):
         return torch.cholesky_solve(right, factor)
-    values, vectors = torch.linalg.eigh(whole)
+    values, vectors = eigh(whole)
     keep = values > values.max() * floor
     vectors = vectors[:, keep]
     return vectors @ ((vectors.T @ right) / values[keep, None])

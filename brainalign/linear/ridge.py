@@ -26,6 +26,7 @@ __all__ = [
     "check_alphas",
     "check_finite",
     "check_folds",
+    "check_groups",
     "warn_edges",
     "warn_rank",
 ]
@@ -133,8 +134,8 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Raises
         ------
         ConfigError
-            For non-finite values (with their count), alphas that are not above 0, or more folds
-            than samples.
+            For non-finite values (with their count), alphas that are not above 0, more folds than
+            samples, or groups with "loo" or "gcv".
         """
         alphas = check_alphas(self.alphas)
         finite = {"ensure_all_finite": False}  # counted below
@@ -217,6 +218,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self, X: NDArray[Any], y: NDArray[Any], groups: ArrayLike | None
     ) -> str | list[tuple[Any, Any]]:
         if isinstance(self.cv, str):
+            check_groups(self.cv, groups)
             return self.cv
         cv = check_cv(self.cv)
         check_folds(len(X), cv.get_n_splits(X, y, groups) if isinstance(self.cv, int) else 1)
@@ -300,6 +302,15 @@ def check_folds(n_samples: int, n_folds: int) -> None:
         raise ConfigError(
             f"n_samples={n_samples} is too few for cv={n_folds}: every fold needs at least two.",
             'Use fewer folds, or cv="loo".',
+        )
+
+
+def check_groups(cv: str, groups: ArrayLike | None) -> None:
+    """Raise `ConfigError` if groups are given to a way of scoring that cannot keep them whole."""
+    if groups is not None:
+        raise ConfigError(
+            f"cv={cv!r} leaves out single rows, so groups cannot be kept whole.",
+            "Pass a splitter such as GroupKFold, or no groups.",
         )
 
 

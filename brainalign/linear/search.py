@@ -532,6 +532,11 @@ class _LeaveOneOut:
         squared = U.double().square()
         diagonal = squared @ shrink
         self.outside = f.primal
+        self.spanned = len(values) > 0
+        if not self.spanned:
+            self.left, self.trivial = f.left, (1 - 1.0 / len(U)) if f.centred else 1.0
+            self.n_alphas = len(alphas)
+            return
         if f.primal:
             constant = 1.0 / len(U) if f.centred else 0.0
             diagonal += (1 - constant - squared.sum(dim=1)).clamp(min=0)[:, None]
@@ -564,6 +569,9 @@ class _LeaveOneOut:
 
     def __call__(self, y: Tensor, y_raw: Tensor) -> tuple[Tensor, Tensor | None]:
         rotated = y.T @ self.left
+        if not self.spanned:  # X is constant: the mean of the others predicts
+            error = (sum_squares(y) / self.trivial**2).expand(self.n_alphas, -1)
+            return _closed_form(error, y, y_raw), rotated.T
         z = rotated[:, self.skipped :] / self.size
         (r, q), b = self.basis.shape, len(self.row_basis)
         n = len(self.U)

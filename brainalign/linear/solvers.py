@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brainalign.errors import ConfigError
+
 __all__ = [
     "Design",
     "Factors",
@@ -238,6 +240,8 @@ def target_batches(
     n_targets: int, rows: int, batch: int | None, device: torch.device
 ) -> Iterator[slice]:
     """Yield slices over the targets, `batch` at a time or as many as `BATCH_ELEMENTS` allow."""
+    if batch is not None and batch < 1:
+        raise ConfigError(f"target_batch is {batch}; expected at least 1, or None to choose.")
     elements = BATCH_ELEMENTS.get(device.type, BATCH_ELEMENTS["cuda"])
     size = batch or max(LEAST_TARGETS, elements // max(1, rows))
     for start in range(0, n_targets, size):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import BaseCrossValidator
+from sklearn.model_selection import BaseCrossValidator, GroupKFold
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from brainalign.errors import ConfigError
 from brainalign.linear.banded import Spaces, SpacesEstimator, make_splits
-from brainalign.linear.ridge import DEFAULT_ALPHAS, Ridge
+from brainalign.linear.ridge import DEFAULT_ALPHAS, Ridge, check_alphas
 
 __all__ = ["Stacking", "simplex_weights"]
 
@@ -108,8 +110,9 @@ class Stacking(SpacesEstimator):
         Grid of each space's penalty, all above 0.
     cv : int, splitter or list of (train, test)
         Folds whose held-out predictions the weights are made from.
-    alpha_cv : int, splitter, "loo" or "gcv"
-        How penalties are chosen, as in `Ridge`.
+    alpha_cv : int, splitter, "loo" or "gcv", optional
+        How penalties are chosen, as in `Ridge`, among the rows that a model is fitted to. By
+        default leave-one-out; if `fit` gets groups, up to 5 folds that keep them whole.
     fit_intercept : bool
         Fit an unpenalised intercept, inside each training fold.
     device : str
@@ -151,7 +154,7 @@ class Stacking(SpacesEstimator):
         *,
         alphas: float | Sequence[float] = DEFAULT_ALPHAS,
         cv: int | BaseCrossValidator | Iterable[tuple[Any, Any]] = 5,
-        alpha_cv: int | str | BaseCrossValidator = "loo",
+        alpha_cv: int | str | BaseCrossValidator | None = None,
         fit_intercept: bool = True,
         device: str = "auto",
         dtype: str = "auto",
@@ -176,7 +179,7 @@ class Stacking(SpacesEstimator):
         y : array-like, shape (n_samples,) or (n_samples, n_targets)
             Targets.
         groups : array-like, shape (n_samples,), optional
-            Groups of rows for splitters that keep them whole.
+            Groups of rows that `cv` and `alpha_cv` keep whole.
 
         Returns
         -------
@@ -187,17 +190,26 @@ class Stacking(SpacesEstimator):
         ------
         ConfigError
             For non-finite values (with their count), penalties that are not above 0, spaces that
-            do not fit X, or more folds than samples.
+            do not fit X, more folds than samples, or a group that folds of `cv` or `alpha_cv` have
+            on both sides.
+
+        Warns
+        -----
+        RankWarning, AlphaEdgeWarning
+            As `Ridge` does of a space, once for all spaces, of the fits to all rows.
         """
         data, target = self._read(X, y)
         one = target.ndim == 1
         Y = target.reshape(len(target), -1)
         rows = None if groups is None else np.asarray(groups)
+        if rows is not None:
+            check_consistent_length(data, rows)
         splits = [_indices(s) for s in make_splits(self.cv, data, target, groups)]
+        _keep_whole(splits, rows, "cv", self.cv)
         errors, measured = [], []
         for train, test in splits:
             own = None if rows is None else rows[train]
-            models = self._models(data[train], Y[train], own)
+            models, _ = self._models(data[train], Y[train], own)
             errors.append(np.stack([Y[test] - m.predict(data[test][:, c]) for m, c in models]))
             measured.append(Y[test] - np.mean(Y[test], axis=0, dtype=np.float64))
         held_out = np.concatenate(errors, axis=1).astype(np.float64)  # (spaces, rows, targets)
@@ -212,7 +224,8 @@ class Stacking(SpacesEstimator):
         coef = np.empty((Y.shape[1], data.shape[1]), dtype=data.dtype)
         intercept = np.zeros(Y.shape[1], dtype=data.dtype)
         penalties = []
-        for s, (model, columns) in enumerate(self._models(data, Y, rows)):
+        models, told = self._models(data, Y, rows)
+        for s, (model, columns) in enumerate(models):
             weight = weights[s].astype(data.dtype)
             coef[:, columns] = weight[:, None] * model.coef_
             intercept += weight * model.intercept_
@@ -222,23 +235,78 @@ class Stacking(SpacesEstimator):
         self.alphas_ = np.stack(penalties)[:, 0] if one else np.stack(penalties)
         self.space_scores_ = own_scores[:, 0] if one else own_scores
         self.best_score_ = float(best[0]) if one else best
+        for category, texts in told.items():
+            warnings.warn(" ".join(texts), category, stacklevel=2)
         return self
 
     def _models(
         self, X: NDArray[Any], Y: NDArray[Any], groups: NDArray[Any] | None
-    ) -> list[tuple[Any, NDArray[np.intp]]]:
+    ) -> tuple[list[tuple[Any, NDArray[np.intp]]], dict[type[Warning], list[str]]]:
+        """Return each space's model and columns, and what the fits warned of."""
         models = []
-        for columns in self.spaces_.values():
+        told: dict[type[Warning], list[str]] = {}
+        alpha_cv = self._alpha_folds(X, Y, groups)
+        for name, columns in self.spaces_.items():
             model = Ridge(
                 self.alphas,
-                cv=self.alpha_cv,
+                cv=alpha_cv,
                 fit_intercept=self.fit_intercept,
                 device=self.device,
                 dtype=self.dtype,
                 target_batch=self.target_batch,
             )
-            models.append((model.fit(X[:, columns], Y, groups=groups), columns))
-        return models
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                models.append((model.fit(X[:, columns], Y), columns))
+            for w in caught:
+                told.setdefault(w.category, []).append(f"Space {name!r}: {w.message}")
+        return models, told
+
+    def _alpha_folds(self, X: NDArray[Any], Y: NDArray[Any], groups: NDArray[Any] | None) -> Any:
+        """Return how penalties are chosen among these rows, with groups whole."""
+        cv: Any = "loo" if self.alpha_cv is None and groups is None else self.alpha_cv
+        if len(check_alphas(self.alphas)) == 1:
+            return cv or "loo"  # not used
+        if groups is None:
+            return cv
+        n_groups = len(np.unique(groups))
+        if cv is None:
+            if n_groups < 2:
+                raise ConfigError(
+                    "Penalties are chosen in folds that keep groups whole, and there is one group "
+                    "in some training rows.",
+                    "Use a cv that leaves at least two groups to train on, or give one alpha.",
+                )
+            cv = GroupKFold(min(5, n_groups))
+        if isinstance(cv, str):
+            if n_groups < len(groups):
+                raise ConfigError(
+                    f"alpha_cv={cv!r} leaves out single rows, and there are groups of several: "
+                    "penalties would be chosen on rows of groups they were fitted to.",
+                    "Leave alpha_cv out, or give a splitter that keeps groups whole.",
+                )
+            return cv
+        splits = [_indices(s) for s in make_splits(cv, X, Y, groups)]
+        _keep_whole(splits, groups, "alpha_cv", cv)
+        return splits
+
+
+def _keep_whole(
+    splits: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    groups: NDArray[Any] | None,
+    name: str,
+    cv: Any,
+) -> None:
+    if groups is None:
+        return
+    for train, test in splits:
+        both = np.intersect1d(groups[train], groups[test])
+        if len(both):
+            raise ConfigError(
+                f"A fold of {name}={cv!r} has {len(both)} group(s) both in training and test "
+                f"(first: {both[0]!r}).",
+                "Use a splitter that keeps groups whole, such as GroupKFold, or no groups.",
+            )
 
 
 def _indices(split: tuple[Any, Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -25,7 +25,14 @@ from tqdm.auto import tqdm
 from brainalign.data.store import require_disk, sha256_of, swap_in
 from brainalign.device import resolve_device
 from brainalign.errors import ConfigError
-from brainalign.linear.ridge import check_alphas, check_finite, check_folds, warn_edges, warn_rank
+from brainalign.linear.ridge import (
+    check_alphas,
+    check_finite,
+    check_folds,
+    check_groups,
+    warn_edges,
+    warn_rank,
+)
 from brainalign.linear.search import RidgeSolver
 from brainalign.memory import resident_bytes
 
@@ -37,6 +44,8 @@ logger = logging.getLogger(__name__)
 UNCHUNKED = 1024
 #: Most targets of a slice: what one interruption can lose.
 MOST_TARGETS = 16_384
+#: Targets of the first finished slice that are compared when a stopped run goes on.
+NAMED = 8
 #: Memory that libraries take for themselves while the work runs.
 RESERVE = 300 * 2**20
 
@@ -72,8 +81,9 @@ def ridge_to_store(
     .. math:: \min_{w, b} \|y_t - X w_t - b_t\|^2 + \alpha_t \|w_t\|^2
 
     A run that was stopped goes on after its last finished slice when it is called again with the
-    same X, settings and `out`; until it is whole, the result stands at ``OUT.partial``. Targets
-    that are constant or not finite get NaN, and are counted in a warning.
+    same X, Y, settings and `out`; a few targets are read again and compared. Until it is whole, the
+    result stands at ``OUT.partial``. Targets that are constant or not finite get NaN, and are
+    counted in a warning.
 
     Parameters
     ----------
@@ -92,7 +102,7 @@ def ridge_to_store(
         How alphas are scored in the training rows; see `Ridge`.
     groups : array-like, shape (n_training_rows,), optional
         Groups for a splitter that keeps them whole.
-    test_rows : array-like of int, optional
+    test_rows : array-like of int, or mask, optional
         Rows left out of the fit, on which it is scored.
     fit_intercept : bool
         Fit ``b``.
@@ -159,6 +169,7 @@ def ridge_to_store(
     marks = partial / "done"
     todo = [t for t in _slices(plan) if not (marks / str(t.start)).exists()]
     if len(todo) < len(list(_slices(plan))):
+        _require_same(Y, plan, marks, partial)
         logger.info("%s: %d slices of targets are left to do.", out, len(todo))
     _stream(solvers, values[test], Y, todo, store, marks, plan)
     _finish(store, partial, out, grid, folds, fit_intercept)
@@ -186,10 +197,10 @@ def _stream(
             t = next(waiting, None)
         return None if t is None else reader.submit(_read, Y, t, plan.dtype, device)
 
-    def save(t: slice, made: dict[str, NDArray[Any]]) -> None:
+    def save(t: slice, made: dict[str, NDArray[Any]], read_from: str) -> None:
         for name, values in made.items():
             store[name][t] = values
-        (marks / str(t.start)).touch()
+        (marks / str(t.start)).write_text(read_from)
         progress.update(t.stop - t.start)
 
     def work(solver: RidgeSolver) -> None:
@@ -202,9 +213,10 @@ def _stream(
                 t, y = coming.result()
                 coming = following(reader, device)
                 made = _compute(solver, X_new, y, plan)
+                named = _name_of(y)
                 if written is not None:
                     written.result()  # so that at most one slice waits for the disk
-                written = writer.submit(save, t, made)
+                written = writer.submit(save, t, made, named)
                 del y, made
             if written is not None:
                 written.result()
@@ -229,6 +241,23 @@ def _read(Y: Any, t: slice, dtype: Any, device: torch.device) -> tuple[slice, to
     copying.synchronize()
     moved.record_stream(computing)
     return t, moved
+
+
+def _name_of(y: torch.Tensor) -> str:
+    """Hash of the first targets of a slice, by which other data are told."""
+    return sha256_of(y[:, :NAMED].cpu().numpy())
+
+
+def _require_same(Y: Any, plan: _Plan, marks: Path, partial: Path) -> None:
+    """Refuse to go on with other targets than those that the first finished slice was made from."""
+    done = next(t for t in _slices(plan) if (marks / str(t.start)).exists())
+    begun = slice(done.start, min(done.start + NAMED, done.stop))
+    y = torch.from_numpy(np.ascontiguousarray(Y[:, begun], dtype=plan.dtype))
+    if (marks / str(done.start)).read_text() != _name_of(y):
+        raise ConfigError(
+            f"{partial} was begun with other targets: {begun.start} to {begun.stop - 1} differ.",
+            "Remove it, or call with what it was begun with.",
+        )
 
 
 def _compute(
@@ -281,7 +310,15 @@ def _held_out(measured: torch.Tensor, predicted: torch.Tensor) -> tuple[torch.Te
 
 
 def _rows(n: int, test_rows: ArrayLike | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    test = np.unique(np.asarray([] if test_rows is None else test_rows, dtype=np.intp))
+    given = np.asarray([] if test_rows is None else test_rows)
+    if given.dtype == bool and given.shape == (n,):
+        given = np.flatnonzero(given)
+    if given.size and given.dtype.kind not in "iu":
+        raise ConfigError(
+            f"test_rows is {given.dtype} of shape {given.shape}; expected row numbers, or a "
+            f"mask of shape ({n},)."
+        )
+    test = np.unique(given.astype(np.intp))
     if len(test) and (test[0] < 0 or test[-1] >= n):
         raise ConfigError(f"test_rows must lie between 0 and {n - 1}.")
     train = np.setdiff1d(np.arange(n), test)
@@ -292,6 +329,7 @@ def _rows(n: int, test_rows: ArrayLike | None) -> tuple[NDArray[np.intp], NDArra
 
 def _folds(X: NDArray[Any], cv: Any, groups: ArrayLike | None) -> str | list[tuple[Any, Any]]:
     if isinstance(cv, str):
+        check_groups(cv, groups)
         return cv
     splitter = check_cv(cv)
     if isinstance(cv, int):
