@@ -253,3 +253,17 @@ def test_groups_and_batches_that_cannot_be_kept():
     for batch in (-1, 0):
         with pytest.raises(ConfigError, match="target_batch"):
             Ridge(ALPHAS, target_batch=batch).fit(X, Y)
+
+
+@pytest.mark.parametrize(("n", "p"), [(60, 120), (100, 30)])
+@pytest.mark.parametrize("size", [10, 100, 1000])
+def test_leave_one_out_in_float32_with_a_row_that_decides_its_own_prediction(n, p, size):
+    X, Y = problem(n, p, 3, 0)
+    X[0] *= size
+    alphas = np.logspace(-1, 5, 7)
+    X, Y = X.astype(np.float32), Y.astype(np.float32)
+    narrow = Ridge(alphas, cv="loo").fit(X, Y)
+    wide = Ridge(alphas, cv="loo").fit(X.astype(float), Y.astype(float))
+    scale = np.maximum(1, np.abs(wide.cv_scores_))
+    np.testing.assert_array_less(np.abs(narrow.cv_scores_ - wide.cv_scores_) / scale, 1e-4)
+    np.testing.assert_array_equal(narrow.alpha_, wide.alpha_)

@@ -13,6 +13,7 @@ gives :math:`S_a = P (u_a \circ z)`, and each alpha's squared error follows from
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,10 +47,15 @@ __all__ = [
     "score_alphas",
 ]
 
+logger = logging.getLogger(__name__)
+
 #: Largest error of a prediction by the compressed grid, as a share of the norm of the responses.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
 #: Elements of the scaled copies of the targets in flight: what stays in a CPU's cache.
 COPIES = {"cpu": 2**21, "cuda": 2**27}
+#: Leave-one-out divides residuals by what each row keeps of itself. Where the
+#: square of that is this many times smaller than usual, rounding decides: float64 is used.
+UNEVEN = 10.0
 #: Rows of the triangle that are multiplied at once.
 BLOCK = 256
 
@@ -540,27 +546,27 @@ class _LeaveOneOut:
         if f.primal:
             constant = 1.0 / len(U) if f.centred else 0.0
             diagonal += (1 - constant - squared.sum(dim=1)).clamp(min=0)[:, None]
-        # Squared residuals are divided by the squared diagonal. Its mean over the rows takes part
-        # exactly: with U orthonormal that needs no products. What is compressed is what single
-        # rows have beyond the mean, and the residuals only as closely as that makes them matter.
+        self.exact: _LeaveOneOut | None = None
+        uneven = float((diagonal.mean(dim=0) / diagonal).square().max())
+        if U.dtype == torch.float32 and uneven > UNEVEN:
+            logger.info("Leave-one-out in float64: some rows decide their own prediction.")
+            wide = Design(f.X.double(), fit_intercept=f.centred).factors()
+            self.exact = _LeaveOneOut(wide, alphas, None)
+            return
+        # Residuals are divided by the diagonal, so they are compressed relative to it.
         typical = diagonal.mean(dim=0)
-        division = (typical / diagonal).square()
-        mean = division.mean(dim=0)
-        uneven = float((division - mean).abs().max())
-        basis, mix = compress(
-            shrink / typical, torch.ones_like(values), tolerance / max(uneven, 10 * tolerance)
-        )
+        basis, mix = compress(shrink / typical, torch.ones_like(values), tolerance)
         if f.primal:
             mix = torch.cat([mix, 1 / typical[:, None]], dim=1)
-        rows = torch.ones(len(U), dtype=torch.float64, device=U.device)
-        row_basis, row_mix = compress(division - mean, rows, tolerance)
+        division = (typical / diagonal).square()
+        even = torch.ones(len(U), dtype=torch.float64, device=U.device)
+        row_basis, row_mix = compress(division, even, tolerance)
         self.U = U
-        if self.outside:
-            # What U does not span: y - U z.
-            basis = torch.cat([basis, -torch.ones_like(basis[:1])])
         self.basis, self.row_basis = basis.to(U.dtype), row_basis.to(U.dtype)
-        self.even = (mean * (shrink / typical).square()).to(U.dtype)
-        self.even_rest = mean / typical.square()
+        # With U orthonormal, the part of the error that no leverage changes needs no products: what
+        # the compressed grid misses of it is added exactly.
+        missed = (shrink / typical).square() - (basis.T @ mix[:, : len(basis)].T).square()
+        self.missed = (division.mean(dim=0) * missed).to(U.dtype)
         outer = (mix[:, :, None] * mix[:, None, :]).flatten(1)
         self.mixes = (row_mix[:, :, None] * outer[:, None, :]).flatten(1).T.contiguous()
         self.size = values.sqrt().to(U.dtype) if f.primal else torch.ones_like(values).to(U.dtype)
@@ -568,6 +574,8 @@ class _LeaveOneOut:
         self.left = f.left
 
     def __call__(self, y: Tensor, y_raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.spanned and self.exact is not None:
+            return self.exact(y.double(), y_raw)[0], None
         rotated = y.T @ self.left
         if not self.spanned:  # X is constant: the mean of the others predicts
             error = (sum_squares(y) / self.trivial**2).expand(self.n_alphas, -1)
@@ -576,19 +584,19 @@ class _LeaveOneOut:
         (r, q), b = self.basis.shape, len(self.row_basis)
         n = len(self.U)
         out = torch.empty((self.mixes.shape[1], len(z)), dtype=torch.float64, device=z.device)
-        step = _copies(r * (b + 1) * n // 2, z.device)
+        step = _copies((r + 1) * (b + 1) * n // 2, z.device)
         for start in range(0, len(z), step):
             part = z[start : start + step]
             copies = (part[:, None, :] * self.basis).view(-1, q)
             residual = (copies @ self.U.T).view(len(part), r, n)
-            even = (part.square() @ self.even).double()
             if self.outside:
-                rest = residual[:, -1].add_(y[:, start : start + step].T)
-                even += torch.linalg.vecdot(rest, rest)[:, None].double() * self.even_rest
+                rest = y[:, start : start + step].T - part @ self.U.T
+                residual = torch.cat([residual, rest[:, None]], dim=1)
             small = torch.stack(
                 [(residual * w) @ residual.transpose(1, 2) for w in self.row_basis], dim=1
             )
-            out[:, start : start + step] = (even + small.double().flatten(1) @ self.mixes).T
+            out[:, start : start + step] = (small.double().flatten(1) @ self.mixes).T
+        out += (z.square() @ self.missed).T
         return _closed_form(out, y, y_raw), rotated.T
 
 
