@@ -100,12 +100,9 @@ class Card:
                 missing[name] = f"{type(error).__name__}: {str(error)[:200]}"
         times, peaks = self.measure(usable)
         seconds = times["ours"]["median_s"]
-        checks = {
-            f"error of {name} (relative)": {
-                "value": value, "relation": "<=", "bound": self.bound,
-                "holds": bool(value <= self.bound)}
-            for name, value in errors.items()
-        }  # fmt: skip
+        checks = harness.checked(
+            {f"error of {name} (relative)": (e, "<=", self.bound) for name, e in errors.items()}
+        )
         for name, t in times.items():
             print(f"   {case}: {name} {t['median_s'] * 1e3:.3f} ms", flush=True)
         return {

@@ -122,11 +122,7 @@ def case(name: str, size: tuple[int, int, int, int], device: torch.device, rate:
                  "dtype": "float32", "matrix_products_tflop": flops / 1e12,
                  "share_of_rate_end_to_end": flops / float(np.median(seconds)) / rate},
         "times": {"ours": {"median_s": float(np.median(seconds)), "all_s": seconds}},
-        "accuracy": {
-            k: {"value": v, "relation": r, "bound": b,
-                "holds": bool(v <= b if r == "<=" else v >= b)}
-            for k, (v, r, b) in checks.items()
-        },
+        "accuracy": harness.checked(checks),
     }  # fmt: skip
     if device.type == "cuda":
         row["work"]["peak_device_gib"] = torch.cuda.max_memory_allocated(device) / 2**30

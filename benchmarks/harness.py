@@ -65,6 +65,15 @@ def median_times(
     }
 
 
+def checked(accuracy: Mapping[str, tuple[float, str, float]]) -> dict[str, dict[str, Any]]:
+    """Entries of a record from ``name: (value, "<=" or ">=", bound)``, each with its verdict."""
+    return {
+        name: {"value": value, "relation": relation, "bound": bound,
+               "holds": bool(value <= bound if relation == "<=" else value >= bound)}
+        for name, (value, relation, bound) in accuracy.items()
+    }  # fmt: skip
+
+
 def row(
     case: str,
     times: Mapping[str, Mapping[str, Any]],
@@ -75,11 +84,7 @@ def row(
     work: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Compare `times` of "ours" and `peer`; `accuracy` maps a name to (value, "<=", bound)."""
-    checks = {
-        name: {"value": value, "relation": relation, "bound": bound,
-               "holds": bool(value <= bound if relation == "<=" else value >= bound)}
-        for name, (value, relation, bound) in accuracy.items()
-    }  # fmt: skip
+    checks = checked(accuracy)
     ratio = times[peer]["median_s"] / times["ours"]["median_s"]
     accurate = all(c["holds"] for c in checks.values())
     return {

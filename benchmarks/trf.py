@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import arguments, median_times, record, row
+from harness import arguments, checked, median_times, record, row
 from mtrf.model import TRF
 from threadpoolctl import threadpool_limits
 
@@ -147,11 +147,7 @@ def large(trials: int, seconds: int, electrodes: int, threads: int) -> dict[str,
         # The stimulus explains 1 / (1 + NOISE^2) = 0.1 of the variance.
         "median cross-validated R^2, of at most 0.1": (got["r2"], ">=", 0.09),
     }
-    accuracy = {
-        name: {"value": v, "relation": rel, "bound": bound,
-               "holds": v <= bound if rel == "<=" else v >= bound}
-        for name, (v, rel, bound) in checks.items()
-    }  # fmt: skip
+    accuracy = checked(checks)
     return {
         "case": f"banded, {electrodes} electrodes: {got['wall']:.0f} s",
         "work": {

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from brainalign_kernels.clear.mask import clear_mask, square
+from brainalign_kernels.clear.mask import square
+from brainalign_kernels.clear.reference import with_pooled
 
 __all__ = ["clear_attention", "windows_pay"]
 
@@ -130,9 +131,5 @@ def _dense(
     grouped: bool,
 ) -> Tensor:
     """Fused, with the dense mask: for images little larger than a window."""
-    n_pooled = 0
-    if pooled_k is not None and pooled_v is not None:
-        n_pooled = pooled_k.shape[2]
-        k, v = torch.cat([k, pooled_k], dim=2), torch.cat([v, pooled_v], dim=2)
-    mask = clear_mask(shape, n_text, radius, n_pooled=n_pooled, device=q.device)
+    k, v, mask = with_pooled(k, v, shape, n_text, radius, pooled_k, pooled_v)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
