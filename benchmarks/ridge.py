@@ -95,22 +95,29 @@ def kfold(shape: tuple[int, int, int], kinds: tuple[str, ...], required: float, 
     times = harness.median_times(
         {"ours": lambda: fitted(ours, X, Y), "himalaya": lambda: fitted(peer, X, Y)}, args.repeats
     )
-    theirs = plain(peer.best_alphas_)
-    same = np.isclose(ours.alpha_, theirs, rtol=1e-5)
+    same = np.isclose(ours.alpha_, plain(peer.best_alphas_), rtol=1e-5)
     gap = np.abs(ours.best_score_ - plain(peer.cv_scores_).reshape(-1, shape[2])[-1])
+    # Where two alphas are nearly as good, rounding decides: himalaya in float64 says who is right.
+    right, differ = same.copy(), np.flatnonzero(~same)
+    if len(differ):
+        judge = fitted(himalaya(*best), X.astype(np.float64), Y[:, differ].astype(np.float64))
+        right[differ] = np.isclose(ours.alpha_[differ], plain(judge.best_alphas_), rtol=1e-5)
     return harness.row(
         f"k-fold ridge, n {shape[0]}, p {shape[1]}",
         times,
         peer="himalaya",
         required=required,
         accuracy={
-            "share of targets with the same alpha": (float(same.mean()), ">=", 0.999),
+            "share of targets with the same alpha, or himalaya's in float64": (
+                float(right.mean()), ">=", 0.999
+            ),
             "largest difference of R2": (float(gap.max()), "<=", 1e-4),
             "distinct best alphas": (len(np.unique(ours.alpha_)), ">=", 8),
         },
         work={
             "n": shape[0], "p": shape[1], "targets": shape[2], "alphas": len(ALPHAS),
             "folds": FOLDS, "dtype": "float32", "himalaya": " ".join(map(str, best)),
+            "same_alpha_in_float32": float(same.mean()), "fit_intercept": False,
             "himalaya_tried_on_a_quarter_s": tried,
         },
     )  # fmt: skip

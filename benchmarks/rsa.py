@@ -31,18 +31,18 @@ from brainalign.evaluation.rsa import evaluate_rdms, rdms_dataset
 
 REQUIRED = 10.0
 SEED = 0
-#: (stimuli, layers, subjects, samples, method, over): so many samples that the peer takes about
-#: 10 to 30 s for one run.
+#: (stimuli, layers, subjects, samples, method, over): so many samples that the peer takes some
+#: seconds for one run.
 CASES = {
     "full": [
-        (92, 20, 4, 200, "corr", "both"),
-        (92, 20, 4, 50, "rho-a", "both"),
-        (92, 20, 4, 500, "corr", "stimuli"),
-        (92, 20, 4, 100, "spearman", "stimuli"),
-        (92, 20, 4, 40, "cosine_cov", "stimuli"),
-        (92, 6, 4, 200, "tau-a", "both"),
-        (200, 20, 8, 100, "corr", "both"),
-        (200, 20, 8, 20, "spearman", "both"),
+        (92, 20, 4, 60, "corr", "both"),
+        (92, 20, 4, 20, "rho-a", "both"),
+        (92, 20, 4, 150, "corr", "stimuli"),
+        (92, 20, 4, 40, "spearman", "stimuli"),
+        (92, 20, 4, 16, "cosine_cov", "stimuli"),
+        (92, 6, 4, 60, "tau-a", "both"),
+        (200, 20, 8, 30, "corr", "both"),
+        (200, 20, 8, 8, "spearman", "both"),
     ],
     "small": [
         (30, 4, 3, 40, "corr", "both"),

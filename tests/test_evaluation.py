@@ -19,6 +19,7 @@ from brainalign.evaluation import (
     bootstrap_counts,
     bootstrap_r,
     fdr,
+    kept_variance,
     leave_one_subject_out,
     linear_cka,
     max_statistic_p,
@@ -275,8 +276,24 @@ def test_long_blocks_hold_for_time_series_and_few_blocks_are_warned_of():
         warnings.simplefilter("error")
         test = permutation_test(y, p, n_permutations=199, scheme="block", block=40)
     assert (test.p <= 0.05).mean() < 0.09
+    with pytest.warns(UserWarning, match="Blocks of 4 rows keep"):
+        short = permutation_test(y, p, n_permutations=199, scheme="block", block=4)
+    assert (short.p <= 0.05).mean() > 0.12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        noise = rng.standard_normal((2, 800, 300))
+        permutation_test(*noise, n_permutations=9, scheme="block", block=4)
     with pytest.warns(UserWarning, match="make 19 blocks"):
         permutation_test(y[:760], p[:760], n_permutations=9, scheme="block", block=40)
+
+
+def test_variance_that_blocks_keep():
+    rng = np.random.default_rng(3)
+    y, p = autoregressive(rng, 4000, 50, 0.8), autoregressive(rng, 4000, 50, 0.8)
+    a, lags = 0.8**2, np.arange(1, 20)
+    expected = (1 + 2 * ((1 - lags / 20) * a**lags).sum()) / ((1 + a) / (1 - a))
+    assert abs(kept_variance(y, p, 20) - expected) < 0.05
+    assert kept_variance(y, p, 4000) == pytest.approx(1)
 
 
 def test_permuted_rows_stay_in_their_group_and_keep_neighbours():

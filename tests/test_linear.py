@@ -110,14 +110,52 @@ def test_gcv_is_its_definition(shape, intercept):
 
 
 def test_form_follows_shape_and_both_agree():
-    X, Y = problem(15, 15, 3, 1)
-    tall = factorise(torch.as_tensor(X))
-    wide = factorise(torch.as_tensor(np.hstack([X, np.zeros((15, 1))])))
+    X, Y = problem(15, 13, 3, 1)
+    more = np.hstack([X, np.zeros((15, 1))])
+    tall, wide = factorise(torch.as_tensor(X)), factorise(torch.as_tensor(more))
     assert tall.primal and not wide.primal
-    a = Ridge(ALPHAS, cv=3).fit(X, Y)
-    b = Ridge(ALPHAS, cv=3).fit(np.hstack([X, np.zeros((15, 1))]), Y)
-    np.testing.assert_allclose(a.cv_scores_, b.cv_scores_, rtol=1e-8)
-    np.testing.assert_allclose(a.coef_, b.coef_[:, :-1], atol=1e-9)
+    for cv in (3, "loo", "gcv"):
+        a, b = Ridge(ALPHAS, cv=cv).fit(X, Y), Ridge(ALPHAS, cv=cv).fit(more, Y)
+        np.testing.assert_allclose(a.cv_scores_, b.cv_scores_, rtol=1e-8)
+        np.testing.assert_allclose(a.coef_, b.coef_[:, :-1], atol=1e-9)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(("n", "p"), [(45, 12), (30, 30), (30, 29), (24, 50)])
+def test_float64_is_exact_where_squaring_x_is_not(n, p, intercept):
+    """Features of scales from 0.01 to 100 beside a penalty of 0.001."""
+    X, Y = problem(n, p, 4, 0)
+    X = X * np.logspace(-2, 2, p)
+    alphas = np.array([1e-3, 1.0, 1e3])
+
+    def svd_ridge(X, Y, alpha):
+        mean, level = (X.mean(0), Y.mean(0)) if intercept else (0, 0)
+        U, s, V = np.linalg.svd(X - mean, full_matrices=False)
+        coef = V.T @ ((s / (s**2 + alpha))[:, None] * (U.T @ (Y - level)))
+        return coef, level - mean @ coef if intercept else np.zeros(Y.shape[1])
+
+    for cv, splits in (
+        ("loo", [(np.delete(np.arange(n), i), [i]) for i in range(n)]),
+        (KFold(3), list(KFold(3).split(X))),
+    ):
+        ours = Ridge(alphas, cv=cv, fit_intercept=intercept).fit(X, Y)
+        expected = []
+        for alpha in alphas:
+            error = []
+            for train, test in splits:
+                coef, level = svd_ridge(X[train], Y[train], alpha)
+                error.append(((Y[test] - X[test] @ coef - level) ** 2).sum(0))
+            spread = [((Y[test] - Y[test].mean(0)) ** 2).sum(0) for _, test in splits]
+            if cv == "loo":
+                expected.append(1 - np.sum(error, axis=0) / ((Y - Y.mean(0)) ** 2).sum(0))
+            else:
+                expected.append(np.mean([1 - e / s for e, s in zip(error, spread, strict=True)], 0))
+        size = np.maximum(1, np.abs(expected))
+        np.testing.assert_array_less(np.abs(ours.cv_scores_ - expected) / size, 1e-8)
+        for t in range(4):
+            coef, level = svd_ridge(X, Y, ours.alpha_[t])
+            predicted = X @ coef + level if intercept else X @ coef
+            np.testing.assert_allclose(ours.predict(X)[:, t], predicted[:, t], atol=1e-8)
 
 
 @pytest.mark.parametrize("cv", [3, "loo", "gcv"])

@@ -28,10 +28,13 @@ from brainalign.linear.solvers import (
     choose_alpha,
     constant_columns,
     eigh,
+    factorise,
     gram,
     kernel_eigh,
     mean_rows,
+    singular,
     split_indices,
+    squaring_costs,
     sum_squares,
     target_batches,
 )
@@ -126,7 +129,7 @@ class RidgeSolver:
     ) -> None:
         design = Design(X, fit_intercept=fit_intercept)
         self.alphas = alphas.to(X.device, torch.float64)
-        self.factors = design.factors()
+        self.factors = design.factors(self.alphas.min())
         self._score = (
             _scorer(design, self.factors, self.alphas, cv, tolerance) if len(alphas) > 1 else None
         )
@@ -287,7 +290,7 @@ def ridge_loo(
     ----------
     Golub, Heath & Wahba (1979), Technometrics 21, 215-223, eq. 1.4.
     """
-    f = factors or Design(X, fit_intercept=fit_intercept).factors()
+    f = factors or factorise(X, fit_intercept=fit_intercept, least=alphas.min())
     scorer = _LeaveOneOut(f, alphas.to(X.device, torch.float64), tolerance)
     return _all_scores(scorer, Y, len(alphas), fit_intercept, sum(X.shape), target_batch)
 
@@ -323,7 +326,7 @@ def ridge_gcv(
     ----------
     Golub, Heath & Wahba (1979), Technometrics 21, 215-223, eq. 1.3.
     """
-    f = factors or Design(X, fit_intercept=fit_intercept).factors()
+    f = factors or factorise(X, fit_intercept=fit_intercept, least=alphas.min())
     scorer = _Generalised(f, alphas.to(X.device, torch.float64))
     return _all_scores(scorer, Y, len(alphas), fit_intercept, sum(X.shape), target_batch)
 
@@ -431,7 +434,7 @@ class _Fold:
         whole = len(train) + len(removed) == n
         self.removed = removed if whole and len(removed) <= len(train) else None
         self.same = self.removed is not None and torch.equal(self.removed, test.sort().values)
-        self.primal = len(train) >= p
+        self.primal = len(train) > p + int(self.centred)
         n_train, n_test = len(train), len(test)
         mean = mean_rows(X[train]) if self.centred else X.new_zeros(p)
         self.mean = mean
@@ -441,9 +444,6 @@ class _Fold:
                 m = X[train].mean(dim=0, dtype=torch.float64)
                 g = g - n_train * torch.outer(m, m)
             values, vectors = eigh(g)
-            self.vectors = vectors.to(X.dtype)
-            projected = (X[test] - mean) @ self.vectors
-            size = values.sqrt()
         else:
             k = design.kernel[train][:, train]
             across = design.kernel[test][:, train]
@@ -452,8 +452,18 @@ class _Fold:
                 across = across - across.mean(dim=1, keepdim=True) - means + means.mean()
                 k = k - means - means[:, None] + means.mean()
             values, vectors = kernel_eigh(k, self.centred)
-            self.vectors = vectors.to(X.dtype)
-            projected = (across @ vectors).to(X.dtype)
+        right = None
+        if squaring_costs(X, values, alphas.min()):
+            values, left, right = singular(X[train] - mean, self.centred and not self.primal)
+            vectors, right = (right, None) if self.primal else (left, right * values.sqrt())
+        self.vectors = vectors.to(X.dtype)
+        if self.primal:
+            projected = (X[test] - mean) @ self.vectors
+            size = values.sqrt()
+        else:
+            projected = (
+                (across @ vectors).to(X.dtype) if right is None else (X[test] - mean) @ right
+            )
             size = torch.ones_like(values)
         norm = projected.double().square().sum(dim=0).sqrt()
         profile = 1 / (values[:, None] + alphas)
@@ -529,75 +539,89 @@ class _Fold:
 
 
 class _LeaveOneOut:
-    """Exact leave-one-out R^2 of every alpha."""
+    r"""Exact leave-one-out R^2 of every alpha.
+
+    With :math:`\bar w_\alpha` the mean over the rows of :math:`1 / (1 - h_{ii})^2`,
+
+    .. math:: \sum_i e_i^2 = \bar w_\alpha \Big( \|r\|^2
+              + \sum_i \delta_{\alpha i} r_i^2 \Big)
+
+    where r are the residuals of the fit to all rows. Their norm follows from the rotated targets
+    without forming them, as in generalised cross-validation; they are formed, in a compressed
+    grid, only for what sets the rows apart.
+    """
 
     def __init__(self, f: Factors, alphas: Tensor, tolerance: float | None) -> None:
-        tolerance = TOLERANCE[f.X.dtype] if tolerance is None else tolerance
-        U, values = f.orthonormal()
-        shrink = alphas / (values[:, None] + alphas)
-        squared = U.double().square()
-        diagonal = squared @ shrink
-        self.outside = f.primal
-        self.spanned = len(values) > 0
-        if not self.spanned:
-            self.left, self.trivial = f.left, (1 - 1.0 / len(U)) if f.centred else 1.0
-            self.n_alphas = len(alphas)
-            return
-        if f.primal:
-            constant = 1.0 / len(U) if f.centred else 0.0
-            diagonal += (1 - constant - squared.sum(dim=1)).clamp(min=0)[:, None]
+        X, left, values = f.X, f.left, f.eigenvalues[:, None]
+        tolerance = TOLERANCE[X.dtype] if tolerance is None else tolerance
+        self.primal, self.left = f.primal, left
         self.exact: _LeaveOneOut | None = None
-        uneven = float((diagonal.mean(dim=0) / diagonal).square().max())
-        if U.dtype == torch.float32 and uneven > UNEVEN:
+        squared = left.double().square()
+        if f.primal:
+            constant = 1 / len(X) if f.centred else 0.0
+            kept = 1 - constant - squared @ (1 / (values + alphas))
+            floor = len(X) * torch.finfo(torch.float64).eps
+            kept = kept.clamp(min=floor)
+        else:
+            kept = squared @ (alphas / (values + alphas))
+        division = kept.reciprocal().square()
+        mean = division.mean(dim=0)
+        rounding = torch.finfo(X.dtype).eps
+        uneven = float((division / kept.mean(dim=0).reciprocal().square()).max())
+        if X.dtype == torch.float32 and (
+            uneven > UNEVEN or (f.primal and float(mean.max()) * rounding > TOLERANCE[X.dtype])
+        ):
             logger.info("Leave-one-out in float64: some rows decide their own prediction.")
-            wide = Design(f.X.double(), fit_intercept=f.centred).factors()
+            wide = Design(X.double(), fit_intercept=f.centred).factors()
             self.exact = _LeaveOneOut(wide, alphas, None)
             return
-        # Residuals are divided by the diagonal, so they are compressed relative to it.
-        typical = diagonal.mean(dim=0)
-        basis, mix = compress(shrink / typical, torch.ones_like(values), tolerance)
+        # In primal form the norm of the residuals is a difference: it is used where no digits
+        # that count are lost.
+        safe = mean * rounding < tolerance / 10 if f.primal else torch.ones_like(mean).bool()
+        known = torch.where(safe, 1.0, 0.0)
+        self.known = known * mean
+        apart = division / mean - known
         if f.primal:
-            mix = torch.cat([mix, 1 / typical[:, None]], dim=1)
-        division = (typical / diagonal).square()
-        even = torch.ones(len(U), dtype=torch.float64, device=U.device)
-        row_basis, row_mix = compress(division, even, tolerance)
-        self.U = U
-        self.basis, self.row_basis = basis.to(U.dtype), row_basis.to(U.dtype)
-        # With U orthonormal, the part of the error that no leverage changes needs no products: what
-        # the compressed grid misses of it is added exactly.
-        missed = (shrink / typical).square() - (basis.T @ mix[:, : len(basis)].T).square()
-        self.missed = (division.mean(dim=0) * missed).to(U.dtype)
+            self.shrunk = ((values + 2 * alphas) / (values + alphas).square()).to(X.dtype)
+            profile, size = 1 / (values + alphas), f.eigenvalues
+        else:
+            self.shrunk = (alphas / (values + alphas)).square().to(X.dtype)
+            profile, size = alphas / (values + alphas), torch.ones_like(f.eigenvalues)
+        even = torch.ones(len(X), dtype=torch.float64, device=X.device)
+        row_basis, row_mix = compress(apart, even, tolerance)
+        # An error e of the residuals adds at most 2 |apart r| |e| to the sum: the less the rows
+        # differ, the less it counts. The norm is that of residuals with Gaussian tails.
+        matters = float(2 * (3 * apart.square().mean(dim=0)).sqrt().max())
+        basis, mix = compress(profile * mean.sqrt(), size, tolerance / max(matters, tolerance))
+        if f.primal:
+            mix = torch.cat([mean.sqrt()[:, None], -mix], dim=1)
+        self.basis, self.row_basis = basis.to(X.dtype), row_basis.to(X.dtype)
         outer = (mix[:, :, None] * mix[:, None, :]).flatten(1)
         self.mixes = (row_mix[:, :, None] * outer[:, None, :]).flatten(1).T.contiguous()
-        self.size = values.sqrt().to(U.dtype) if f.primal else torch.ones_like(values).to(U.dtype)
-        self.skipped = len(f.eigenvalues) - len(values)
-        self.left = f.left
 
     def __call__(self, y: Tensor, y_raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.spanned and self.exact is not None:
+        if self.exact is not None:
             return self.exact(y.double(), y_raw)[0], None
-        rotated = y.T @ self.left
-        if not self.spanned:  # X is constant: the mean of the others predicts
-            error = (sum_squares(y) / self.trivial**2).expand(self.n_alphas, -1)
-            return _closed_form(error, y, y_raw), rotated.T
-        z = rotated[:, self.skipped :] / self.size
-        (r, q), b = self.basis.shape, len(self.row_basis)
-        n = len(self.U)
-        out = torch.empty((self.mixes.shape[1], len(z)), dtype=torch.float64, device=z.device)
-        step = _copies((r + 1) * (b + 1) * n // 2, z.device)
+        z = y.T @ self.left
+        error = (z.square() @ self.shrunk).double().T
+        if self.primal:
+            error = sum_squares(y) - error
+        error = error * self.known[:, None]
+        (q, n), own = (self.left.shape[1], len(self.left)), int(self.primal)
+        r, b = len(self.basis) + own, len(self.row_basis)
+        step = _copies(r * (b + 1) * n // 2, z.device)
         for start in range(0, len(z), step):
             part = z[start : start + step]
+            residual = z.new_empty((len(part), r, n))
+            if self.primal:
+                residual[:, 0] = y[:, start : start + step].T
             copies = (part[:, None, :] * self.basis).view(-1, q)
-            residual = (copies @ self.U.T).view(len(part), r, n)
-            if self.outside:
-                rest = y[:, start : start + step].T - part @ self.U.T
-                residual = torch.cat([residual, rest[:, None]], dim=1)
+            residual[:, own:] = (copies @ self.left.T).view(len(part), -1, n)
             small = torch.stack(
                 [(residual * w) @ residual.transpose(1, 2) for w in self.row_basis], dim=1
             )
-            out[:, start : start + step] = (small.double().flatten(1) @ self.mixes).T
-        out += (z.square() @ self.missed).T
-        return _closed_form(out, y, y_raw), rotated.T
+            error[:, start : start + step] += (small.double().flatten(1) @ self.mixes).T
+        return _closed_form(error, y, y_raw), z.T
 
 
 class _Generalised:

@@ -38,6 +38,9 @@ BATCH_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 LEAST_TARGETS = 256
 #: Rows of a Gram matrix that are cast to float64 at once.
 GRAM_ROWS = 4096
+#: Largest error of a float64 prediction, as a share of the norm of the responses, that squaring X
+#: may bring; above it the singular vectors of X itself are used.
+SQUARING = 1e-9
 
 
 class Design:
@@ -77,17 +80,18 @@ class Design:
         """XX' (n_samples, n_samples), float64."""
         return gram(self.X.T)
 
-    def factors(self) -> Factors:
-        """Factorise; see `factorise`."""
+    def factors(self, least: Tensor | float | None = None) -> Factors:
+        """Factorise for penalties of at least `least`; see `factorise`."""
         n, p = self.X.shape
-        if n >= p:
-            values, vectors = eigh(self.gram)
-            vectors = vectors.to(self.X.dtype)
-            left = self.X @ vectors
-            return Factors(self.X, self.mean, values, vectors, left, True, self.centred)
-        values, vectors = kernel_eigh(self.kernel, self.centred)
+        primal = n > p + int(self.centred)
+        values, vectors = eigh(self.gram) if primal else kernel_eigh(self.kernel, self.centred)
+        right = None
+        if squaring_costs(self.X, values, least):
+            values, left, right = singular(self.X, self.centred and not primal)
+            vectors, right = (right, None) if primal else (left, right * values.sqrt())
         vectors = vectors.to(self.X.dtype)
-        return Factors(self.X, self.mean, values, vectors, vectors, False, self.centred)
+        left = self.X @ vectors if primal else vectors
+        return Factors(self.X, self.mean, values, vectors, left, primal, self.centred, right)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Factors:
         The form.
     centred : bool
         Whether there is an intercept.
+    right : Tensor, shape (n_features, n_components), optional
+        X'U in kernel form, where it is at hand more exactly than from this product.
     """
 
     X: Tensor
@@ -122,6 +128,7 @@ class Factors:
     left: Tensor
     primal: bool
     centred: bool
+    right: Tensor | None = None
 
     def rotate(self, Y: Tensor) -> Tensor:
         """Put targets (n_samples, n_targets) into the eigenbasis: (n_components, n_targets)."""
@@ -130,7 +137,8 @@ class Factors:
     def project(self, X_new: Tensor) -> Tensor:
         """Centre new rows (n_new, n_features) and put them into the eigenbasis."""
         X_new = X_new - self.mean
-        return X_new @ self.vectors if self.primal else (X_new @ self.X.T) @ self.vectors
+        right = self.vectors if self.primal else self.right
+        return (X_new @ self.X.T) @ self.vectors if right is None else X_new @ right
 
     def weights(self, rotated: Tensor, alpha: Tensor) -> Tensor:
         """Coefficients in the eigenbasis: `rotated` / (l + alpha), one alpha per target."""
@@ -138,9 +146,8 @@ class Factors:
 
     def coefficients(self, weights: Tensor) -> Tensor:
         """Coefficients (n_targets, n_features) from those in the eigenbasis."""
-        if self.primal:
-            return weights.T @ self.vectors.T
-        return (self.vectors @ weights).T @ self.X
+        right = self.vectors if self.primal else self.right
+        return (self.vectors @ weights).T @ self.X if right is None else weights.T @ right.T
 
     @cached_property
     def rank(self) -> int:
@@ -164,11 +171,15 @@ class Factors:
         return (left / values.sqrt()).to(left.dtype), values
 
 
-def factorise(X: Tensor, *, fit_intercept: bool = True) -> Factors:
+def factorise(
+    X: Tensor, *, fit_intercept: bool = True, least: Tensor | float | None = None
+) -> Factors:
     """Factorise training data once for all targets and alphas.
 
-    The form is chosen from the shape: primal where there are at least as many samples as
-    features, kernel otherwise. The Gram matrix and its eigenvectors are float64 whatever the data.
+    The form is chosen from the shape: primal where the features, and the intercept, cannot fit all
+    samples, kernel otherwise. The Gram matrix and its eigenvectors are float64 whatever the data.
+    Where X is float64 and the smallest penalty so small beside the largest eigenvalue that the
+    rounding of the Gram matrix counts, the singular vectors of X replace them.
 
     Parameters
     ----------
@@ -176,12 +187,14 @@ def factorise(X: Tensor, *, fit_intercept: bool = True) -> Factors:
         float32 or float64, finite.
     fit_intercept : bool
         Centre X by its mean.
+    least : float, optional
+        Smallest penalty that will be used.
 
     Returns
     -------
     Factors
     """
-    return Design(X, fit_intercept=fit_intercept).factors()
+    return Design(X, fit_intercept=fit_intercept).factors(least)
 
 
 def gram(X: Tensor) -> Tensor:
@@ -236,6 +249,27 @@ def kernel_eigh(kernel: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
     return values[:-1], vectors[:, :-1]
 
 
+def squaring_costs(X: Tensor, values: Tensor, least: Tensor | float | None) -> bool:
+    """Whether the rounding of the Gram matrix with these eigenvalues counts; see `SQUARING`."""
+    if X.dtype != torch.float64 or least is None or not len(values):
+        return False
+    return float(values.max()) * torch.finfo(torch.float64).eps > SQUARING * float(least)
+
+
+def singular(X: Tensor, orthogonal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared singular values, ascending, with left and right vectors, without squaring X.
+
+    If `orthogonal`, all left vectors are orthogonal to the constant, as the columns of X are.
+    """
+    if orthogonal:  # see `kernel_eigh`
+        lift = X.new_full((len(X), 1), 2 * float(torch.linalg.norm(X).clamp(min=1.0)))
+        left, size, right = torch.linalg.svd(torch.cat([X, lift], dim=1), full_matrices=False)
+        left, size, right = left[:, 1:], size[1:], right[1:, :-1]
+    else:
+        left, size, right = torch.linalg.svd(X, full_matrices=False)
+    return size.flip(0).square(), left.flip(1), right.T.flip(1)
+
+
 def target_batches(
     n_targets: int, rows: int, batch: int | None, device: torch.device
 ) -> Iterator[slice]:
@@ -285,7 +319,7 @@ def ridge_fit(
     ----------
     Hoerl & Kennard (1970), Technometrics 12, 55-67.
     """
-    f = factors or factorise(X, fit_intercept=fit_intercept)
+    f = factors or factorise(X, fit_intercept=fit_intercept, least=alpha.min())
     coef = X.new_empty((Y.shape[1], X.shape[1]))
     intercept = X.new_zeros(Y.shape[1])
     alpha = alpha.double()
