@@ -94,7 +94,7 @@ def bootstrap_case(n: int, t: int, n_bootstrap: int, repeats: int) -> dict[str, 
 
 def main(args: argparse.Namespace) -> bool:
     cases = {
-        "permutation": lambda: permutation_case(1000, 20_000, 50, args.repeats),
+        "permutation": lambda: permutation_case(1000, 10_000, 200, args.repeats),
         "bootstrap": lambda: bootstrap_case(1000, 5_000, 100, args.repeats),
     }
     rows = [make() for name, make in cases.items() if args.only in name]

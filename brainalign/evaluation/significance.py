@@ -42,7 +42,7 @@ _FEWEST_BLOCKS = 20
 # targets without an effect are found at a level of 5 %.
 _KEPT_VARIANCE = 0.75
 # Values of a gathered block: what stays in a core's cache, and what fills a GPU.
-_GATHERED = {"cpu": 2**19, "cuda": 2**26}
+_GATHERED = {"cpu": 2**20, "cuda": 2**26}
 
 
 class PermutationTest(NamedTuple):
@@ -330,8 +330,8 @@ def _permuted(
     n, t = y.shape
     r = torch.as_tensor(observed, device=device)
     rows = min(n, _ROWS_AT_ONCE)
-    room = _GATHERED["cpu" if device.type == "cpu" else "cuda"] // rows
-    width = max(1, min(t, room))
+    elements = _GATHERED["cpu" if device.type == "cpu" else "cuda"] // rows
+    width = max(1, min(t, elements))
     blocks = [
         (y[:, i : i + width].float().contiguous(), p[:, i : i + width].float().contiguous())
         for i in range(0, t, width)
@@ -341,11 +341,12 @@ def _permuted(
     error = (rows + 4) * 2.0**-24
     hits = torch.zeros(t, dtype=torch.float64, device=device)
     largest = []
-    at_once = max(1, room // width)
+    at_once = max(1, elements // width)
+    room = torch.empty(at_once * rows * width, device=device)
     while some := list(islice(orders, at_once)):
         order = torch.as_tensor(np.stack(some), device=device)
         null = torch.cat(
-            [_null_r(a, b, order, rows) for a, b in blocks] or [y.new_empty(0)], dim=-1
+            [_null_r(a, b, order, rows, room) for a, b in blocks] or [y.new_empty(0)], dim=-1
         )
         null = null.reshape(len(order), t)
         if t:
@@ -357,15 +358,20 @@ def _permuted(
     return hits.cpu().numpy(), np.concatenate(largest) if largest else np.array([-np.inf])
 
 
-def _null_r(y: Tensor, p: Tensor, order: Tensor, rows: int) -> Tensor:
-    """Return r of permuted with predicted rows, shape (n_orders, n_targets), from float32 sums."""
+def _null_r(y: Tensor, p: Tensor, order: Tensor, rows: int, room: Tensor) -> Tensor:
+    """Return r of permuted with predicted rows, shape (n_orders, n_targets), from float32 sums.
+
+    Rows are gathered into `room`, whose memory is used again and again.
+    """
     import torch
 
     out = torch.zeros(len(order), y.shape[1], dtype=torch.float64, device=y.device)
     for i in range(0, len(y), rows):
         take = order[:, i : i + rows]
-        gathered = y.index_select(0, take.reshape(-1)).view(*take.shape, -1)
-        out += gathered.mul_(p[i : i + rows]).sum(dim=1)
+        gathered = room[: take.numel() * y.shape[1]].view(take.numel(), -1)
+        torch.index_select(y, 0, take.reshape(-1), out=gathered)
+        products = gathered.view(*take.shape, -1).mul_(p[i : i + rows])
+        out += products.sum(dim=1)
     return out
 
 
