@@ -221,14 +221,15 @@ def dual_cross() -> Figure:
     indices = bk.select_top(row, 0.1)
     local = matrix(lambda v: bk.global_local_cross_attention(x, x, v, indices), 1 + SIDE**2)[0]
     pair = torch.cat([text(24), text(24).roll(9, 2)])
-    both = pair[0] @ pair.transpose(-1, -2) / 4
-    weights = torch.cat([both[0], both[1]], -1)[0].softmax(-1)
+    # Values that say from which image and token they come: the output is the weights.
+    marks = torch.eye(48, dtype=torch.float64).unflatten(0, (2, 1, 24))
+    paired = bk.pair_wise_cross_attention(pair, pair, marks, torch.tensor([1, 0]))[0, 0]
     figure = Figure(figsize=(7.6, 2.5), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, value, title in (
         (axes[0], on_grid(row[0, 1:]), "rollout of the class token"),
         (axes[1], local, "GLCA: chosen queries"),
-        (axes[2], weights, "PWCA: own | other keys"),
+        (axes[2], paired, "PWCA: own | other keys"),
     ):
         axis.imshow(value.numpy(), aspect="auto", cmap="Greys", vmin=0)
         axis.set_title(title, fontsize="medium")
