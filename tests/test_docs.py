@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import pkgutil
 import re
 import shlex
@@ -265,21 +266,28 @@ def drawing() -> ModuleType:
     return module
 
 
-def pixels(png: bytes) -> np.ndarray:
+def test_pictures_are_what_the_code_draws(drawing: ModuleType) -> None:
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
-
-
-def unlike(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape != other.shape or bool(abs(one - other).mean() > 1.0)
-
-
-def test_pictures_are_what_the_code_draws(drawing: ModuleType) -> None:
-    shown = {p.stem: p.read_bytes() for p in drawing.FOLDER.glob("*.png")}
-    assert shown.keys() == drawing.PICTURES.keys()
-    assert max(len(png) for png in shown.values()) < 40_000
+    files = {p.stem: p for p in drawing.FOLDER.glob("*.png")}
+    assert files.keys() == drawing.PICTURES.keys()
     for name, draw in drawing.PICTURES.items():
-        assert not unlike(pixels(shown[name]), pixels(drawing.png(draw()))), name
-    on_grid = [pixels(shown[name]) for name in ("softmax", "agent", "linear", "flow")]
-    assert all(unlike(a, b) for i, a in enumerate(on_grid) for b in on_grid[:i])
+        shown = json.loads(Image.open(files[name]).text["arrays"])
+        drawn = drawing.summary(draw())
+        assert len(shown) == len(drawn) > 0, name
+        for one, other in zip(shown, drawn, strict=True):
+            assert one == pytest.approx(other, rel=1e-5, abs=1e-8), name
+        assert files[name].stat().st_size < 40_000
+
+
+def test_a_picture_has_the_pixels_that_are_drawn(drawing: ModuleType) -> None:
+    from PIL import Image
+
+    def pixels(png: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
+
+    shown = pixels((drawing.FOLDER / "halo.png").read_bytes())
+    drawn = pixels(drawing.png(drawing.PICTURES["halo"]()))
+    other = pixels(drawing.png(drawing.PICTURES["softmax"]()))
+    assert shown.shape == drawn.shape and abs(shown - drawn).mean() < 1.0
+    assert shown.shape != other.shape or abs(shown - other).mean() > 2.0
