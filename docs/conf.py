@@ -20,6 +20,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "brainalign"
 napoleon_google_docstring = False
+napoleon_use_param = False  # types are prose ("Tensor, shape (N, D)"), no references
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 default_role = "code"

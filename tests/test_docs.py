@@ -7,11 +7,18 @@ sketch and must only compile. A ``yaml`` block is a whole configuration, or part
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import pkgutil
 import re
 import shlex
 import shutil
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import yaml
 
@@ -174,8 +181,6 @@ def test_every_page_is_in_a_table_of_contents() -> None:
 
 
 def test_every_public_module_is_in_the_reference() -> None:
-    import pkgutil
-
     import brainalign
 
     shown = set()
@@ -189,3 +194,100 @@ def test_every_public_module_is_in_the_reference() -> None:
         if not m.ispkg and not inner.match(m.name)
     }
     assert modules <= shown, sorted(modules - shown)
+
+
+def test_every_name_of_the_kernels_is_in_the_reference() -> None:
+    import brainalign_kernels
+
+    text = "".join(p.read_text() for p in (ROOT / "docs" / "api").glob("kernels*.md"))
+    shown = {name.rpartition(".")[2] for name in re.findall(r"auto\w+:: (\S+)", text)}
+    names = set(brainalign_kernels.__all__)
+    for module in mechanisms():
+        names |= set(importlib.import_module(f"brainalign_kernels.{module}").__all__)
+    for module in ("adapters", "probes", "golden"):
+        assert module in shown
+        names -= set(importlib.import_module(f"brainalign_kernels.{module}").__all__)
+    assert names <= shown, sorted(names - shown)
+
+
+def mechanisms() -> list[str]:
+    """Return the packages of brainalign_kernels that hold a mechanism."""
+    import brainalign_kernels
+
+    packages = [m.name for m in pkgutil.iter_modules(brainalign_kernels.__path__) if m.ispkg]
+    return sorted({*packages} - {"adapters", "probes", "golden"})
+
+
+MECHANISM_PAGES = [p for p in PAGES if p.parent.name == "attention" and p.stem != "index"]
+
+
+def test_every_mechanism_has_a_page() -> None:
+    assert {*mechanisms(), "heads"} == {p.stem for p in MECHANISM_PAGES}
+    index = (ROOT / "docs" / "attention" / "index.md").read_text()
+    for name in (p.stem for p in MECHANISM_PAGES):
+        assert re.search(rf"^\| \[[^\]]+\]\({name}\.md\) \|", index, flags=re.M), name
+
+
+@pytest.mark.parametrize("page", MECHANISM_PAGES, ids=lambda p: p.stem)
+def test_pages_of_mechanisms_are_complete(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"^## (.*)$", text, flags=re.M) == [
+        "Equation",
+        "Its pattern",
+        "Example",
+        "Cost",
+        "When to use it",
+        "Differences from the published code",
+        "Source",
+    ]
+    assert "$$" in text and "| symbol | shape | is |" in text and blocks(page, "python")
+    assert re.search(r"!\[[^\]]{20,}\]\(\.\./images/attention/\w+\.png\)", text)
+    links = re.findall(r"\[arXiv:(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/(\S+?)\)", text)
+    assert links and all(shown == linked for shown, linked in links)
+
+
+def test_specifications_in_the_table_are_those_there_are() -> None:
+    from brainalign_kernels.adapters import describe
+
+    index = (ROOT / "docs" / "attention" / "index.md").read_text()
+    named = re.findall(r"^\| \[.*\| `(\w+)` \|$", index, flags=re.M)
+    assert sorted(named) == sorted(spec.partition(":")[0] for spec in describe())
+
+
+@pytest.fixture(scope="module")
+def drawing() -> ModuleType:
+    """Return docs/attention_pictures.py as a module."""
+    pytest.importorskip("matplotlib")
+    path = ROOT / "docs" / "attention_pictures.py"
+    spec = importlib.util.spec_from_file_location("attention_pictures", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pictures_are_what_the_code_draws(drawing: ModuleType) -> None:
+    from PIL import Image
+
+    files = {p.stem: p for p in drawing.FOLDER.glob("*.png")}
+    assert files.keys() == drawing.PICTURES.keys()
+    for name, draw in drawing.PICTURES.items():
+        shown = json.loads(Image.open(files[name]).text["arrays"])
+        drawn = drawing.summary(draw())
+        assert len(shown) == len(drawn) > 0, name
+        for one, other in zip(shown, drawn, strict=True):
+            assert one == pytest.approx(other, rel=1e-5, abs=1e-8), name
+        assert files[name].stat().st_size < 40_000
+
+
+def test_a_picture_has_the_pixels_that_are_drawn(drawing: ModuleType) -> None:
+    from PIL import Image
+
+    def pixels(png: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
+
+    shown = pixels((drawing.FOLDER / "halo.png").read_bytes())
+    drawn = pixels(drawing.png(drawing.PICTURES["halo"]()))
+    other = pixels(drawing.png(drawing.PICTURES["softmax"]()))
+    assert shown.shape == drawn.shape and abs(shown - drawn).mean() < 1.0
+    assert shown.shape != other.shape or abs(shown - other).mean() > 2.0

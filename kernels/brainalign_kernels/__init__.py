@@ -58,6 +58,7 @@ _WHERE = {
     "clear_scale": "clear",
     "count_calls": "_dispatch",
     "dependency_mask": "reversed",
+    "draw_attention": "patterns",
     "dsf_attention": "dynamics",
     "effective_attention": "patterns",
     "efficient_local_attention": "efficient_local",

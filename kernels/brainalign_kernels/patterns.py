@@ -90,6 +90,7 @@ def draw_attention(
     shape: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
     title: str = "",
+    top: float | None = None,
 ) -> Figure:
     """Draw an attention matrix, and on a grid what single queries attend to.
 
@@ -102,6 +103,9 @@ def draw_attention(
     queries : sequence of int, optional
         Which queries to draw on the grid; by default a corner, the middle and the last token.
     title : str
+        Above the matrix.
+    top : float, optional
+        Weight at the end of the colour scale; by default the largest.
 
     Returns
     -------
@@ -132,13 +136,15 @@ def draw_attention(
         chosen = usual if queries is None else list(queries)
         if not all(0 <= query < count for query in chosen):
             raise ShapeError(f"queries are {chosen}; there are {count}.")
-    figure = Figure(figsize=(3.2 * (1 + len(chosen)), 3.4), layout="constrained")
+    figure = Figure(figsize=(1.9 * (1 + len(chosen)) + 0.7, 2.3), layout="constrained")
     axes = figure.subplots(1, 1 + len(chosen), squeeze=False)[0]
     signed = bool((values < 0).any())
-    top = float(values.abs().max()) or 1.0
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    top = largest or 1.0 if top is None else top
     style = {"cmap": "RdBu_r" if signed else "Greys", "vmin": -top if signed else 0.0, "vmax": top}
-    axes[0].imshow(values.numpy(), interpolation="nearest", **style)
-    axes[0].set(xlabel="key", ylabel="query", title=title)
+    drawn = axes[0].imshow(values.numpy(), aspect="auto", interpolation="nearest", **style)
+    axes[0].set(xlabel="key", ylabel="query")
+    axes[0].set_title(title, fontsize="medium")
     for axis, query in zip(axes[1:], chosen, strict=True):
         assert shape is not None
         axis.imshow(
@@ -146,6 +152,11 @@ def draw_attention(
         )
         if query >= prefix:
             row, column = divmod(query - prefix, shape[1])
-            axis.plot(column, row, "o", mfc="none", mec="tab:red", ms=8)
-        axis.set(title=f"query {query}", xticks=[], yticks=[])
+            axis.plot(column, row, "o", mfc="none", mec="tab:red", ms=7)
+        axis.set(xlabel="column", ylabel="row" if axis is axes[1] else "", xticks=[], yticks=[])
+        axis.set_title(f"query {query}", fontsize="medium")
+    extend = "neither" if largest <= top else "both" if signed else "max"
+    bar = figure.colorbar(drawn, ax=list(axes), shrink=0.9, pad=0.02, extend=extend)
+    bar.set_label("weight")
+    bar.ax.tick_params(labelsize="small")
     return figure

@@ -76,14 +76,16 @@ def test_drawing():
     matrix = torch.zeros(21, 21)
     matrix[8, 1 + 2 * 5 + 3] = 1.0
     figure = draw_attention(matrix, shape=(4, 5), queries=[0, 8], title="a window")
-    axes = figure.get_axes()
+    *axes, bar = figure.get_axes()
     assert [a.get_title() for a in axes] == ["a window", "query 0", "query 8"]
+    assert bar.get_ylabel() == "weight" and bar.get_ylim() == (0, 1)
     assert axes[0].images[0].get_array().shape == (21, 21)
     drawn = axes[2].images[0].get_array()
     assert drawn.shape == (4, 5) and drawn[2, 3] == 1 and drawn.sum() == 1
     assert [tuple(x[0] for x in a.get_lines()[0].get_data()) for a in axes[2:]] == [(2, 1)]
     assert not axes[1].get_lines()
-    assert len(draw_attention(matrix).get_axes()) == 1
+    assert len(draw_attention(matrix).get_axes()) == 2
+    assert draw_attention(matrix, top=0.2).get_axes()[0].images[0].get_clim() == (0, 0.2)
     figure = draw_attention(-matrix, shape=(4, 5))
     assert figure.get_axes()[0].images[0].get_clim() == (-1, 1)
     with pytest.raises(ShapeError, match="not on a grid"):

@@ -56,10 +56,11 @@ def hip_attention(
         Keys; H is a multiple of G (grouped queries).
     v : Tensor, shape (B, G, S, E)
         Values.
-    top_k, block_size_q, block_size_k, group_k, window, unsearched, head_group, published_slots, \
-    all_blocks
+    top_k, block_size_q, block_size_k, group_k, window
         Of the search: see `hip_blocks`. A softmax also has the last `window` keys of its query
         block.
+    unsearched, head_group, published_slots, all_blocks
+        See `hip_blocks`.
     sinks : int
         First keys, which every softmax has.
     scale : float, optional
