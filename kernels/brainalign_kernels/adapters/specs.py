@@ -45,6 +45,16 @@ class Attention:
     """An attention with its options, and where it can go.
 
     ``str`` gives the specification with all options, also those that were left at their defaults.
+
+    Parameters
+    ----------
+    spec : str
+        The specification, or the name of a callable.
+    run : Attend
+        Computes it.
+    grid, cross, line : bool
+        Whether it is for image tokens, whether queries and keys may be different tokens, and
+        whether the grid may be one axis.
     """
 
     spec: str
@@ -69,6 +79,10 @@ def parse(attention: str | Attend) -> Attention:
     attention : str or callable
         ``NAME`` or ``NAME:OPTION=VALUE,OPTION=VALUE``; the names are those of `describe`. A
         callable is taken as it is.
+
+    Returns
+    -------
+    Attention
 
     Raises
     ------
@@ -101,7 +115,13 @@ def parse(attention: str | Attend) -> Attention:
 
 
 def describe() -> list[str]:
-    """Return all specifications, with their options at the defaults."""
+    """Return all specifications, with their options at the defaults.
+
+    Returns
+    -------
+    list of str
+        Such as ``"neighborhood:k=7,d=1,stride=1"``.
+    """
     return [
         name + (":" + ",".join(f"{k}={v}" for k, v in m.options.items()) if m.options else "")
         for name, m in sorted(MECHANISMS.items())

@@ -155,7 +155,22 @@ def swap_sites(
 
 
 def attention_layers(model: nn.Module) -> list[str]:
-    """Return the names of the attention layers that can be swapped, in the model's order."""
+    """Return the names of the attention layers that can be swapped, in the model's order.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Of transformers, diffusers, timm or open_clip, or with ``nn.MultiheadAttention``.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    UnsupportedError
+        If there are none.
+    """
     return [site.name for site in _find(model)[1]]
 
 

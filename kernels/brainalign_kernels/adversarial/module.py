@@ -20,7 +20,7 @@ class AdditiveAttentionPooling(nn.Module):
     Parameters
     ----------
     hidden_size : int
-        C.
+        Channels C.
     attention_size : int, optional
         Rows of W; by default half of `hidden_size`.
 

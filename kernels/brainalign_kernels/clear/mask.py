@@ -77,9 +77,22 @@ def clear_scale(n_tokens: int, channels: int, *, pooled: bool = False) -> float:
     n_tokens : int
         Text and image tokens n, at least 2.
     channels : int
-        D.
+        Channels D of a head.
     pooled : bool
         With pooled tokens 10 n stands for n.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ShapeError
+        For fewer than 2 tokens, or no channels.
+
+    References
+    ----------
+    Liu et al. (2024), CLEAR: conv-like linearization revs pre-trained diffusion transformers up.
     """
     if n_tokens < 2 or channels < 1:
         raise ShapeError(f"Expected n_tokens >= 2, channels >= 1; got {n_tokens}, {channels}.")

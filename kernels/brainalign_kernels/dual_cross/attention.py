@@ -123,6 +123,10 @@ def class_rollout(
     ------
     ShapeError
         For no layers, or shapes that differ.
+
+    References
+    ----------
+    Abnar and Zuidema (2020), Quantifying attention flow in transformers.
     """
     tensors = [*queries, *keys]
     if not queries or len(queries) != len(keys) or len({x.shape for x in tensors}) > 1:
@@ -314,7 +318,7 @@ def uncertainty_weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
     Parameters
     ----------
     losses : Tensor, shape (n,)
-        L.
+        The losses L.
     weights : Tensor, shape (n,)
         w, the logarithms of the variances.
 
@@ -326,6 +330,11 @@ def uncertainty_weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
     ------
     ShapeError
         If the shapes differ.
+
+    References
+    ----------
+    Zhu et al. (2022), Dual cross-attention learning for fine-grained visual categorization and
+    object re-identification.
     """
     if losses.ndim != 1 or losses.shape != weights.shape:
         raise ShapeError(

@@ -62,12 +62,18 @@ class _Projected(nn.Module):
 
 
 class PairWiseCrossAttention(_Projected):
-    """Self-attention whose weights also serve pair-wise cross-attention, in training.
+    r"""Self-attention whose weights also serve pair-wise cross-attention, in training.
+
+    .. math:: y = W_o\, \mathrm{attention}(q_1, [k_1; k_2], [v_1; v_2])
 
     Parameters
     ----------
     dim, num_heads, qkv_bias, impl
         Channels, heads, bias of the input projection, implementation.
+
+    References
+    ----------
+    Zhu et al. (2022), Dual cross-attention learning.
     """
 
     def forward(self, x: Tensor, pairs: Tensor | None = None) -> Tensor:
@@ -97,12 +103,18 @@ class PairWiseCrossAttention(_Projected):
 
 
 class GlobalLocalCrossAttention(_Projected):
-    """Global-local cross-attention between its projections.
+    r"""Global-local cross-attention between its projections.
+
+    .. math:: y_r = W_o\, \mathrm{attention}(q_{i_r}, K, V)
 
     Parameters
     ----------
     dim, num_heads, qkv_bias, impl
         Channels, heads, bias of the input projection, implementation.
+
+    References
+    ----------
+    Zhu et al. (2022), Dual cross-attention learning.
     """
 
     def forward(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -116,12 +128,18 @@ class GlobalLocalCrossAttention(_Projected):
 
 
 class UncertaintyWeightedLoss(nn.Module):
-    """`uncertainty_weighted_loss` with learned weights, which start at 0.
+    r"""`uncertainty_weighted_loss` with learned weights, which start at 0.
+
+    .. math:: \tfrac12 \sum_i (e^{-w_i} L_i + w_i)
 
     Parameters
     ----------
     count : int
         Losses.
+
+    References
+    ----------
+    Zhu et al. (2022), Dual cross-attention learning.
     """
 
     def __init__(self, count: int) -> None:
@@ -183,6 +201,11 @@ class DualCrossTransformer(nn.Module):
         Width of the feed-forward networks over `dim`.
     qkv_bias, impl
         Bias of the input projections, implementation.
+
+    References
+    ----------
+    Zhu et al. (2022), Dual cross-attention learning for fine-grained visual categorization and
+    object re-identification.
     """
 
     def __init__(

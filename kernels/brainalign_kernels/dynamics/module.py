@@ -11,7 +11,9 @@ __all__ = ["DSFAttention"]
 
 
 class DSFAttention(nn.Module):
-    """Causal multi-head attention: softmax, linear or normalised.
+    r"""Causal multi-head attention: softmax, linear or normalised.
+
+    .. math:: y = W_o\, [\mathrm{DSF}(x W_q, x W_k, x W_v)]_h
 
     Parameters
     ----------
@@ -36,6 +38,11 @@ class DSFAttention(nn.Module):
     ------
     ShapeError
         If the heads do not divide the channels.
+
+    References
+    ----------
+    Sieber et al. (2024), Understanding the differences in foundation models: attention, state
+    space models, and recurrent neural networks.
     """
 
     def __init__(

@@ -34,6 +34,19 @@ def softmax_system(
     normalise : {"output", "state"}
         "state" is the form above, whose exponentials can overflow; "output" divides by
         :math:`\eta_t` in C, with :math:`\Lambda = 1`: the same layer, in other coordinates.
+
+    Returns
+    -------
+    DynamicalSystem
+
+    Raises
+    ------
+    ShapeError
+        For shapes that do not fit, or another `normalise`.
+
+    References
+    ----------
+    Sieber et al. (2024), Understanding the differences in foundation models.
     """
     check_qkv(q, k, k, same_length=True)
     wide = accumulation_dtype(q.dtype)
@@ -62,6 +75,19 @@ def linear_system(q: Tensor, k: Tensor, *, normalise: str = "state") -> Dynamica
     q, k : Tensor, shape (B, H, N, D)
     normalise : {"state", "output"}
         Where :math:`\eta` is: in Lambda and B, as above, or in C.
+
+    Returns
+    -------
+    DynamicalSystem
+
+    Raises
+    ------
+    ShapeError
+        For shapes that do not fit, or another `normalise`.
+
+    References
+    ----------
+    Sieber et al. (2024), Understanding the differences in foundation models.
     """
     check_qkv(q, k, k, same_length=True)
     wide = accumulation_dtype(q.dtype)
@@ -81,9 +107,22 @@ def normalised_system(
     ----------
     q, k : Tensor, shape (B, H, N, D)
     log_normaliser : Tensor, shape (B, H, N)
-        n.
+        Logarithm n of the normaliser.
     normalise : {"state", "output"}
         Where n is: in Lambda and B, as above, or in C.
+
+    Returns
+    -------
+    DynamicalSystem
+
+    Raises
+    ------
+    ShapeError
+        For shapes that do not fit, or another `normalise`.
+
+    References
+    ----------
+    Sieber et al. (2024), Understanding the differences in foundation models.
     """
     check_qkv(q, k, k, same_length=True)
     if log_normaliser.shape != q.shape[:3]:
@@ -108,6 +147,14 @@ def qlstm_system(
         Gates before their sigmoid.
     exponent : Tensor, broadcastable to (B, H, N, E), optional
         As for `qlstm`.
+
+    Returns
+    -------
+    DynamicalSystem
+
+    References
+    ----------
+    Sieber et al. (2024), Understanding the differences in foundation models.
     """
     f = log_forget(forget, exponent).exp()
     return DynamicalSystem(*(x.unsqueeze(-2) for x in (f, take.sigmoid(), give.sigmoid())))
@@ -125,6 +172,14 @@ def s6_system(
     ----------
     step, decay, b, c, d
         As for `s6_layer`.
+
+    Returns
+    -------
+    DynamicalSystem
+
+    References
+    ----------
+    Sieber et al. (2024), Understanding the differences in foundation models.
     """
     transition = log_forget(step[..., None, :], decay).exp()
     return DynamicalSystem(transition, softplus(step)[..., None, :] * b[..., None], c[..., None], d)

@@ -37,7 +37,7 @@ class EfficientLocalAttention(nn.Module):
     Parameters
     ----------
     channels : int
-        C.
+        Channels C.
     kernel_size : int
         Odd.
     groups : int, optional

@@ -11,7 +11,9 @@ __all__ = ["FlowAttention"]
 
 
 class FlowAttention(nn.Module):
-    """Multi-head Flow-Attention.
+    r"""Multi-head Flow-Attention.
+
+    .. math:: y = W_o\, \mathrm{flow}(W_q x, W_k x, W_v x)
 
     Parameters
     ----------
@@ -30,6 +32,10 @@ class FlowAttention(nn.Module):
     ------
     ShapeError
         If `n_heads` does not divide `d_model`.
+
+    References
+    ----------
+    Wu et al. (2022), Flowformer: linearizing transformers with conservation flows.
     """
 
     def __init__(

@@ -126,7 +126,7 @@ def gated_linear_attention(
     return_state : bool
         Return the state after the last token too.
     scale : float
-        s.
+        Factor s of the output.
     chunk_size : int
         Tokens that are handled together; it does not change the result.
     cu_seqlens : sequence of int, length M + 1, optional

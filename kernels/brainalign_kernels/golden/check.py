@@ -109,7 +109,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """All comparisons of one implementation with one file."""
+    """All comparisons of one implementation with one file.
+
+    Parameters
+    ----------
+    path : str
+        The implementation.
+    comparisons : list of Comparison
+    """
 
     path: str
     comparisons: list[Comparison]
@@ -178,6 +185,17 @@ class GoldenFile:
 def check_file(file: Path, mechanism: str) -> list[Run]:
     """Run every implementation that can do it on one golden file.
 
+    Parameters
+    ----------
+    file : Path
+        Archive.
+    mechanism : str
+        Name of its folder.
+
+    Returns
+    -------
+    list of Run
+
     Raises
     ------
     KeyError
@@ -191,6 +209,11 @@ def check_file(file: Path, mechanism: str) -> list[Run]:
 
 def check_folder(folder: Path) -> Iterator[tuple[bool, str]]:
     """Check every golden file under a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        One folder per mechanism, with archives in them.
 
     Yields
     ------

@@ -105,7 +105,7 @@ def lightnet_attention(
     activation : {"none", "silu"}
         phi; LightNet's own is SiLU.
     scale : float
-        s.
+        Factor s of the output.
     chunk_size : int
         Tokens that "compiled" handles as one matrix; the kernel always takes 64.
     impl : {"auto", "reference", "compiled", "triton"}

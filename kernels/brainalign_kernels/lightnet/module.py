@@ -56,7 +56,7 @@ class LightNetAttention(nn.Module):
     dim : int
         Channels C of the input and the output; a multiple of `num_heads`.
     num_heads : int
-        H.
+        Heads H.
     key_dim : int, optional
         Channels of all queries (and of all keys) together; by default `dim`.
     gate_dim : int, optional

@@ -112,7 +112,7 @@ def lightning_attention(
     return_state : bool
         Return the state after the last token too.
     scale : float
-        s.
+        Factor s of the output.
     chunk_size : int
         Tokens that are handled by one dense product; it does not change the result. The kernel
         takes 16, or 64 for anything above.

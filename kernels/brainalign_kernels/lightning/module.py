@@ -32,7 +32,7 @@ class LightningAttention(nn.Module):
     dim : int
         Channels C of the tokens.
     heads : int
-        H.
+        Heads H.
     layer, layers : int
         Which layer this is, from 0, and of how many: deeper layers decay more slowly.
     head_dim : int, optional

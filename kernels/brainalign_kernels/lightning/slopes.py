@@ -23,7 +23,7 @@ def lightning_slopes(heads: int, layer: int = 0, layers: int = 1) -> Tensor:
     Parameters
     ----------
     heads : int
-        H.
+        Heads H.
     layer, layers : int
         l, from 0, and L.
 
@@ -70,6 +70,10 @@ def fla_slopes(heads: int, layer: int = 0, layers: int = 1) -> Tensor:
     ------
     ShapeError
         For no heads, or a layer that is not one of `layers`.
+
+    References
+    ----------
+    The layers of flash-linear-attention (Yang and Zhang, 2024).
     """
     _check(heads, layer, layers)
     factor = 8.0 / heads * (1.0 - layer / layers)

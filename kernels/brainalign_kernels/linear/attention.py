@@ -72,7 +72,7 @@ def linear_attention(
     eps : float, optional
         Normalise, with this added to the denominator. Sensible where the products q.k are positive.
     scale : float
-        s.
+        Factor s of the products q.k.
     impl : {"auto", "reference", "compiled"}
         "reference" forms the (N, S) scores; "compiled" multiplies keys and values first.
 

@@ -125,7 +125,7 @@ def md_lrpe(
     shape : sequence of int
         Of the grid, m axes.
     text_tokens : int
-        l.
+        Tokens of text l.
     act, act_dim
         See `lrpe`.
 

@@ -20,20 +20,26 @@ def _angles(heads: int, count: int, base: float) -> nn.Parameter:
 
 
 class LRPE(nn.Module):
-    """`lrpe` with trained angles.
+    r"""`lrpe` with trained angles.
+
+    .. math:: y_t = [x_t \cos(t\theta),\; x_t \sin(t\theta)]
 
     Parameters
     ----------
     heads : int
         H, or 1 for angles that all heads share.
     channels : int
-        D.
+        Channels D.
     kind : {"cosine", "rotate"}
         See `lrpe`.
     act : str
         See `lrpe`.
     base : float
         The angles start at base^(-i / number of angles).
+
+    References
+    ----------
+    Qin et al. (2023), Linearized relative positional encoding, sec. 3.
     """
 
     def __init__(
@@ -57,18 +63,25 @@ class LRPE(nn.Module):
 
 
 class MDLRPE(nn.Module):
-    """`md_lrpe` with trained angles.
+    r"""`md_lrpe` with trained angles.
+
+    .. math:: y = [x \cos\alpha,\; x \sin\alpha], \quad
+              \alpha = [n_1\theta, \dots, n_m\theta]_{1..D}
 
     Parameters
     ----------
     heads, channels : int
         H and D.
     axes : int
-        m.
+        Axes m.
     act : str
         See `lrpe`.
     base : float
         The angles start at base^(-i / number of angles).
+
+    References
+    ----------
+    Qin et al. (2024), You only scan once, sec. 3 (MD-LRPE).
     """
 
     def __init__(

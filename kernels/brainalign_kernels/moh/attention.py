@@ -71,7 +71,7 @@ def moh_routing(
     routed : Tensor, shape (B, N, E)
         Router logits of the E routed heads.
     routed_head : int
-        K.
+        K, routed heads of a token.
     shared : Tensor, shape (B, N, n_s), optional
         Router logits of the shared heads, which every token uses.
     balance : Tensor, shape (B, N, 2), optional
@@ -131,6 +131,10 @@ def load_balance_loss(routing: Routing) -> Tensor:
     Returns
     -------
     Tensor, scalar
+
+    References
+    ----------
+    Jin et al. (2024), MoH: multi-head attention as mixture-of-head attention.
     """
     p = routing.probabilities
     experts = p.shape[-1]

@@ -26,7 +26,7 @@ def by_head(
         From a head and the indices (B, M) of its tokens (None: all, in order) to (B, M, E). Items
         with fewer than M tokens are filled up with tokens that did not choose it.
     channels : int
-        E.
+        Channels E of the values.
     like : Tensor
         Has the type and device of the result.
 

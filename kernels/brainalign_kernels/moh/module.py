@@ -96,6 +96,10 @@ class MoHAttention(HeadRouter):
         Of the projection to queries, keys and values.
     qk_norm : bool
         Layer norm of queries and keys, per head.
+
+    References
+    ----------
+    Jin et al. (2024), MoH: multi-head attention as mixture-of-head attention.
     """
 
     def __init__(
@@ -255,6 +259,10 @@ class MoHViTAttention(PositionMLP):
         Of the projection to queries, keys and values.
     cpb_hidden : int
         Width of the network from relative coordinates to biases.
+
+    References
+    ----------
+    Jin et al. (2024), MoH: multi-head attention as mixture-of-head attention.
     """
 
     seq_length_scale: Tensor

@@ -105,6 +105,10 @@ class MoHAggregatedAttention(PositionMLP):
     ------
     ShapeError
         For an even window, and numbers of heads that do not fit.
+
+    References
+    ----------
+    Jin et al. (2024), MoH: multi-head attention as mixture-of-head attention.
     """
 
     seq_length_scale: Tensor

@@ -94,7 +94,7 @@ def neighborhood_attention(
     kernel_size : int or sequence of int
         K; one for all axes, or one per axis. K * d must not exceed the axis.
     dilation : int or sequence of int
-        d.
+        d, the distance of neighbouring keys of a window.
     stride : int or sequence of int
         t, at most K: this many neighbouring queries share their leader's window.
     is_causal : bool or sequence of bool

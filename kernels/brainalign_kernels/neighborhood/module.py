@@ -15,7 +15,9 @@ __all__ = ["NeighborhoodAttention"]
 
 
 class NeighborhoodAttention(nn.Module):
-    """Neighborhood attention between an input and an output projection.
+    r"""Neighborhood attention between an input and an output projection.
+
+    .. math:: y = W_o\, \mathrm{NA}(W_q x, W_k x, W_v x;\, b)
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class MixerGatingUnit(nn.Module):
     Parameters
     ----------
     d_model : int
-        C.
+        Channels C.
     d_ffn : int
         F, width of both MLPs.
     seq_len : int
@@ -110,7 +110,7 @@ class NiNformer(nn.Module):
     d_model, d_ffn, seq_len, eps, impl
         See `MixerGatingUnit`.
     num_layers : int
-        L.
+        Blocks L.
 
     References
     ----------

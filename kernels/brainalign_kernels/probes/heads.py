@@ -122,7 +122,17 @@ def head_importance(
 
 
 def true_class_probability(labels: Tensor) -> Score:
-    """Return a score: softmax probability of each sample's label, from logits (B, classes)."""
+    """Return a score: softmax probability of each sample's label, from logits (B, classes).
+
+    Parameters
+    ----------
+    labels : Tensor of int, shape (B,)
+
+    Returns
+    -------
+    callable
+        For `head_importance`; takes logits, or an output that has them as ``logits``.
+    """
 
     def score(output: Any) -> Tensor:
         logits = _logits(output)
@@ -132,7 +142,17 @@ def true_class_probability(labels: Tensor) -> Score:
 
 
 def accuracy(labels: Tensor) -> Score:
-    """Return a score: whether each sample's label has the largest logit."""
+    """Return a score: whether each sample's label has the largest logit.
+
+    Parameters
+    ----------
+    labels : Tensor of int, shape (B,)
+
+    Returns
+    -------
+    callable
+        For `head_importance`; takes logits, or an output that has them as ``logits``.
+    """
 
     def score(output: Any) -> Tensor:
         logits = _logits(output)

@@ -39,6 +39,11 @@ def attention_maps(
     -------
     dict of str to Tensor, shape (B, H, N, S)
         On the CPU; (B, N, S) with `average_heads`. A layer's last call, if there were several.
+
+    Raises
+    ------
+    UnsupportedError
+        If run() calls no attention layer.
     """
     chosen = queries or slice(None)
 

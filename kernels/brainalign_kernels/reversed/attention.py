@@ -131,6 +131,10 @@ def dependency_mask(
     ------
     ShapeError
         For shapes, types or devices that do not fit.
+
+    References
+    ----------
+    Ding et al. (2023), Visual dependency transformers.
     """
     _check(q, k, q, head_probabilities, gate, mask)
     k = expand_heads(q, k, k)[0]
@@ -155,5 +159,9 @@ def pruning_scores(head_probabilities: Tensor, gate: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (B, N)
+
+    References
+    ----------
+    Ding et al. (2023), Visual dependency transformers.
     """
     return gate * head_probabilities.sum(dim=1)

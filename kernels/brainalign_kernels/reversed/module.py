@@ -65,6 +65,11 @@ class ReversedAttention(nn.Module):
     ------
     ShapeError
         If the heads do not divide the channels, or tau is not positive.
+
+    References
+    ----------
+    Ding et al. (2023), Visual dependency transformers: dependency tree emerges from reversed
+    attention.
     """
 
     def __init__(
@@ -133,7 +138,10 @@ class ReversedAttention(nn.Module):
 
 
 class DependencyBlock(nn.Module):
-    """Reversed attention and a feed-forward network, each after a norm and with a skip.
+    r"""Reversed attention and a feed-forward network, each after a norm and with a skip.
+
+    .. math:: x \leftarrow x + \mathrm{RA}(\mathrm{LN}(x)), \quad
+              x \leftarrow x + \mathrm{MLP}(\mathrm{LN}(x))
 
     Parameters
     ----------
@@ -141,6 +149,10 @@ class DependencyBlock(nn.Module):
         As for `ReversedAttention`.
     mlp_ratio : float
         Width of the feed-forward network over `dim`.
+
+    References
+    ----------
+    Ding et al. (2023), Visual dependency transformers.
     """
 
     def __init__(
@@ -205,6 +217,10 @@ class DependencyTransformer(nn.Module):
     ------
     ShapeError
         For blocks that do not exist and a share outside (0, 1].
+
+    References
+    ----------
+    Ding et al. (2023), Visual dependency transformers.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def tpe(
     q, k : Tensor, shape (H, D)
         Their product weighs each head.
     log_decay : Tensor, shape (H,)
-        a.
+        Decays a, before the sigmoid.
     state : Tensor, shape (B, H, D), optional
         s before the first token.
     return_state : bool

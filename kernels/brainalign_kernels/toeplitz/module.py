@@ -15,14 +15,16 @@ __all__ = ["MDTPE", "TPE"]
 
 
 class TPE(nn.Module):
-    """Toeplitz position encoding, then a norm and a projection.
+    r"""Toeplitz position encoding, then a norm and a projection.
+
+    .. math:: y = W_o\, \mathrm{norm}(\mathrm{tpe}(x))
 
     Parameters
     ----------
     dim : int
         Channels C, a multiple of `num_heads`.
     num_heads : int
-        H.
+        Heads H.
     bias : bool
         Of the projection.
     norm : {"rmsnorm", "grouprmsnorm"}
@@ -31,6 +33,10 @@ class TPE(nn.Module):
         Added to the sum of squares.
     impl : str
         See `tpe`.
+
+    References
+    ----------
+    Qin et al. (2024), You only scan once, sec. 3 (MD-TPE).
     """
 
     def __init__(
@@ -99,18 +105,24 @@ class TPE(nn.Module):
 
 
 class MDTPE(nn.Module):
-    """Sum of one `TPE` along each axis of a grid.
+    r"""Sum of one `TPE` along each axis of a grid.
+
+    .. math:: y = \sum_i \mathrm{TPE}_i(x \text{ along axis } i)
 
     Parameters
     ----------
     dim : int
         Channels C.
     num_heads : int
-        H.
+        Heads H.
     dims : sequence of int
         Axes of the input that are encoded; -2 is the last one before the channels.
     bias, norm, norm_eps, impl
         See `TPE`.
+
+    References
+    ----------
+    Qin et al. (2024), You only scan once, sec. 3 (MD-TPE).
     """
 
     def __init__(

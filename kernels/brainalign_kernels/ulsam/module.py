@@ -20,7 +20,7 @@ class ULSAM(nn.Module):
     Parameters
     ----------
     channels : int
-        C.
+        Channels C.
     num_splits : int
         G, groups of channels; divides C.
     momentum : float
