@@ -16,7 +16,15 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from brainalign.errors import ConfigError
-from brainalign.linear import AlphaEdgeWarning, Ridge, factorise, ridge_gcv, ridge_kfold, ridge_loo
+from brainalign.linear import (
+    AlphaEdgeWarning,
+    BandedRidge,
+    Ridge,
+    factorise,
+    ridge_gcv,
+    ridge_kfold,
+    ridge_loo,
+)
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::brainalign.linear.AlphaEdgeWarning")
@@ -275,6 +283,29 @@ def test_errors_name_counts():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="cannot use device"):
             Ridge(device="cuda").fit(X, Y)
+
+
+@pytest.mark.parametrize("estimator", [Ridge, BandedRidge])
+def test_folds_are_rows_that_are_there(estimator):
+    X, Y = problem(12, 5, 3, 9)
+    folds = list(KFold(3).split(X))
+    one = estimator(cv=folds).fit(X, Y)
+    mask = np.zeros(12, dtype=bool)
+    mask[9:] = True
+    for same in (
+        [(train, test - 12) for train, test in folds],
+        [(np.isin(range(12), train), test.tolist()) for train, test in folds],
+    ):
+        np.testing.assert_allclose(estimator(cv=same).fit(X, Y).cv_scores_, one.cv_scores_)
+    for cv, message in (
+        ([(~mask[1:], mask[1:])], r"training rows .* bool of shape \(11,\).* shape \(12,\)"),
+        ([(~mask, [3, 12])], "validation rows .* below n_samples=12"),
+        ([(np.arange(6.0), mask)], "training rows of a fold are float64"),
+        ([([], mask)], "no training rows"),
+        ([], "no folds"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            estimator(cv=cv).fit(X, Y)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

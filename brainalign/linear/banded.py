@@ -536,7 +536,9 @@ def banded_kfold(
     """
     gammas, alphas = gammas.double(), alphas.double()
     _check_problem(X, spaces, gammas)
-    pairs = [split_indices(s, X.device) for s in splits]
+    pairs = [split_indices(s, len(X), X.device) for s in splits]
+    if not pairs:
+        raise ConfigError("cv makes no folds.", "Give at least one (train, test) pair.")
     for k, (_, test) in enumerate(pairs):
         if len(test) < 2:
             raise ConfigError(

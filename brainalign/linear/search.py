@@ -373,7 +373,9 @@ class _KFold:
         factors: Factors | None = None,
     ) -> None:
         X = design.X
-        pairs = [split_indices(s, X.device) for s in splits]
+        pairs = [split_indices(s, len(X), X.device) for s in splits]
+        if not pairs:
+            raise ConfigError("cv makes no folds.", "Give at least one (train, test) pair.")
         for k, (_, test) in enumerate(pairs):
             if len(test) < 2:
                 raise ConfigError(

@@ -357,14 +357,29 @@ def choose_alpha(scores: Tensor, alphas: Tensor, *, per_target: bool = True) -> 
     return torch.where(undefined, alphas.argmax(), best)
 
 
-def split_indices(split: tuple[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return a (train, test) pair of indices or masks as index tensors."""
-    train, test = (np.asarray(s) for s in split)
-    train, test = (np.flatnonzero(s) if s.dtype == bool else s for s in (train, test))
-    return (
-        torch.as_tensor(train.astype(np.int64), device=device),
-        torch.as_tensor(test.astype(np.int64), device=device),
-    )
+def split_indices(
+    split: tuple[Any, Any], n_samples: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return a (train, test) pair of row numbers or masks as tensors of row numbers.
+
+    Row numbers below 0 count from the end. Raise `ConfigError` for rows that are not there, masks
+    of another length, or no training rows.
+    """
+    found = []
+    for name, part in zip(("training", "validation"), split, strict=True):
+        rows = np.asarray(part)
+        if rows.dtype == bool and rows.shape == (n_samples,):
+            rows = np.flatnonzero(rows)
+        whole = rows.ndim == 1 and (rows.dtype.kind in "iu" or rows.size == 0)
+        if not whole or ((rows < -n_samples) | (rows >= n_samples)).any():
+            raise ConfigError(
+                f"The {name} rows of a fold are {rows.dtype} of shape {rows.shape}; expected row "
+                f"numbers below n_samples={n_samples}, or a mask of shape ({n_samples},)."
+            )
+        found.append(torch.as_tensor(rows.astype(np.int64) % n_samples, device=device))
+    if not len(found[0]):
+        raise ConfigError("A fold has no training rows.", "Use other folds.")
+    return found[0], found[1]
 
 
 def mean_rows(y: Tensor) -> Tensor:
