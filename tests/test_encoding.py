@@ -383,7 +383,7 @@ def test_encoder_refuses_other_features(linear):
         with pytest.raises(SchemaError, match=what):
             predict(encoder, bad)
     with pytest.raises(SchemaError, match="no features of layer"):
-        predict(result.encoders, {"other": good})
+        predict(result.encoders, {n: new[n] for n in list(new)[:2]})
 
 
 # What would mislead, or cannot be used, is refused before work starts.

@@ -6,6 +6,7 @@ import shlex
 
 STUDIES = config["studies"]
 MODELS = config["models"]
+JOINT = config["encoding"]["joint"]
 
 # mem_mb and runtime (minutes) are sized for one NSD subject; `resources` of the configuration overrides them by rule.
 DEFAULT_RESOURCES = {
@@ -25,7 +26,7 @@ DEFAULT_RESOURCES = {
 
 wildcard_constraints:
     study="|".join(STUDIES),
-    model="|".join(MODELS) or "none",
+    model="|".join([*MODELS, *JOINT]) or "none",
     subject="[A-Za-z0-9]+",
     part="[0-9]+",
     analysis="encoding|rsa|classification|parametric",
@@ -76,6 +77,12 @@ def models_of(study):
     return [m for m in STUDIES[study]["models"] if model_available(m)]
 
 
+def encoded_models_of(study):
+    """Models that are fitted to a study: its own, and the joint ones that it has all models of."""
+    own = models_of(study)
+    return own + [name for name, joint in JOINT.items() if set(joint_models(joint)) <= set(own)]
+
+
 def stimuli_source(study):
     """The artefact that holds a study's images, and the folder inside it."""
     if STUDIES[study]["loader"] == "simulated":
@@ -93,5 +100,8 @@ def encode_inputs():
     return {
         "data": OUT + "/studies/{study}/data",
         "stimuli": lambda w: stimuli_source(w.study),
-        "features": OUT + "/features/{study}/{model}.json",
+        "features": lambda w: [
+            f"{OUT}/features/{w.study}/{model}.json"
+            for model in (joint_models(JOINT[w.model]) if w.model in JOINT else [w.model])
+        ],
     }

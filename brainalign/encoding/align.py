@@ -117,14 +117,14 @@ def align(
     _one_of("bad_neuroids", bad_neuroids, ("exclude", "raise"))
     if repeats is not None and repeats < 1:
         raise ConfigError(f"repeats is {repeats}; expected at least 1, or None.")
-    layers = _layers(features)
     validate(responses, "responses")
     if "presentation" not in responses["responses"].dims:
         raise SchemaError(
             "The responses are a time series (time, neuroid); encoding takes (presentation, "
             "neuroid).",
-            "Estimate responses to stimuli first (betas), or fit a lagged model.",
+            "Estimate responses to stimuli first (betas), or give the delays of a lagged model.",
         )
+    layers = _layers(features)
     subjects = np.unique(np.ravel(responses["subject"].values).astype(str))
     if len(subjects) != 1:
         raise SchemaError(

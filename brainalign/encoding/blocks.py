@@ -44,6 +44,8 @@ class Sizes:
         Exchanged columns.
     predictions : bool
         Whether predictions are kept.
+    parts : int
+        Feature spaces whose contributions to the predictions are held.
     """
 
     presentations: int
@@ -54,6 +56,7 @@ class Sizes:
     bootstraps: int
     null: int
     predictions: bool
+    parts: int = 0
 
     def result(self, n: int) -> int:
         """Bytes of the result of `n` neuroids."""
@@ -77,6 +80,7 @@ class Sizes:
         reading = n * 14 * self.presentations
         reading += min(n, _ALIGNED_AT_ONCE) * 32 * self.presentations
         fitting = (n + self.null) * 4 * (2 * self.rows + 4 * self.rows)
+        fitting += n * 12 * self.rows * self.parts
         resampled = self.bootstraps * (16 * self.rows + n)
         resampled += min(n, _BOOTSTRAPPED_AT_ONCE) * (80 * self.bootstraps + 48 * self.rows)
         return int(GAPS * max(reading, fitting + (resampled if self.bootstraps else 0)))
