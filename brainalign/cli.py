@@ -202,10 +202,19 @@ def _encode(args: argparse.Namespace) -> int:
     if args.direction == "backward":
         features, responses = backward(features, responses)
     stimuli = None if args.stimuli is None else read_stimuli(args.stimuli)
+    embedding = None
+    if args.embedding is not None:
+        manifest, layer = args.embedding
+        layers = read_manifest(Path(manifest))
+        if layer not in layers:
+            raise ConfigError(f"{manifest} holds no layer {layer!r}.{near(layer, layers)}")
+        embedding = layers[layer]
     result = encode(
         features,
         responses,
         splits=args.folds,
+        clusters=args.clusters,
+        embedding=embedding,
         regression=args.regression,
         spaces=spaces,
         partition=args.partition,
@@ -240,7 +249,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 _ENCODE_SETTINGS = (
     "alphas", "folds", "inner", "choose", "invalid", "permutations", "bootstraps", "regression",
-    "spaces", "partition", "candidates", "delays", "direction",
+    "spaces", "partition", "candidates", "delays", "direction", "clusters",
 )  # fmt: skip
 
 
@@ -464,6 +473,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--alphas", type=float, nargs="+", default=[10.0**k for k in range(7)])
     p.add_argument("--folds", type=int, default=5)
+    p.add_argument("--clusters", type=int, help="make the folds of whole clusters of images")
+    p.add_argument(
+        "--embedding", nargs=2, metavar=("FEATURES", "LAYER"), help="in which images are clustered"
+    )
     p.add_argument("--inner", type=_inner, default="loo", help="loo, gcv or a number of folds")
     p.add_argument("--choose", choices=("neuroid", "roi", "all"), default="neuroid")
     p.add_argument(
@@ -490,7 +503,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--permutations", type=int, default=1000)
     p.add_argument("--invalid", choices=("raise", "exclude"), default="raise")
-    p.add_argument("--device", default="auto")
+    p.add_argument(
+        "--device", default="auto", help="several, such as cuda:0,cuda:1, share the neuroids"
+    )
     p.add_argument("--minimum-ceiling", type=float, default=0.05)
     p.add_argument("--bootstraps", type=int, default=1000, help="samples for intervals; 0: none")
     p.add_argument("--predictions", action="store_true", help="write predicted responses too")

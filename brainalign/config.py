@@ -127,6 +127,17 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
                     f"encoding.joint.{name} names the model {model!r}, which is not under models."
                     f"{near(model, completed['models'])}"
                 )
+    clusters = completed["encoding"].get("clusters")
+    if clusters is not None and clusters["model"] not in completed["models"]:
+        raise ConfigError(
+            f"encoding.clusters names the model {clusters['model']!r}, which is not under models."
+            f"{near(clusters['model'], completed['models'])}"
+        )
+    if clusters is not None and clusters["n"] < completed["encoding"]["folds"]:
+        raise ConfigError(
+            f"encoding.clusters.n is {clusters['n']}, fewer than the "
+            f"{completed['encoding']['folds']} folds that are made of them."
+        )
     for name, study in completed["studies"].items():
         if "direction" in study and "delays" not in study:
             raise ConfigError(f"The study {name!r} has a direction, but no delays.")

@@ -245,6 +245,22 @@ def test_images_that_repeat_over_runs_leak():
         encode(features, once.bold, stimulus_sha256=sha, **options)
 
 
+def test_refitted_shifts_give_uniform_p():
+    rng = np.random.default_rng(6)
+    n, run = 320, np.repeat(np.arange(4), 80)
+    slow = np.zeros((n, 151))
+    for i in range(n):
+        slow[i] = (0.8 * slow[i - 1] if i % 80 else 0) + rng.standard_normal(151)
+    got = encode(
+        {"x": series(slow[:, :1], "x", run=run)}, recording(slow[:, 1:], run),
+        **{**OPTIONS, "permutation": "refit", "n_permutations": 99, "delays": (0.0, 0.5)},
+    )  # fmt: skip
+    # 150 tests that share their feature: wider than for independent ones.
+    assert (got.best["p"].values < 0.05).mean() < 0.12
+    assert stats.kstest(got.best["p"].values, "uniform").statistic < 0.2
+    assert got.null["maximum"].sizes["permutation"] == 99
+
+
 def test_a_decoder_of_features(study):
     features, responses, _ = study
     source, target = backward(features, responses)
@@ -269,6 +285,9 @@ def test_circular_shifts_keep_trials_whole(study):
     assert (trial[order] == trial).all() and sorted(order) == list(range(len(ids)))
     step = (order - np.arange(len(ids)))[trial == 0] % SAMPLES
     assert len(set(step.tolist())) == 1 and timing.span < step[0] < SAMPLES - timing.span
+    rng = np.random.default_rng(0)
+    all_shifts = [timing.exchange(ids, rng, away=False)[0] for _ in range(600)]
+    assert set(all_shifts) > {0, 1, SAMPLES - 1}
 
 
 @pytest.mark.parametrize(

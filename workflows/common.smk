@@ -7,6 +7,7 @@ import shlex
 STUDIES = config["studies"]
 MODELS = config["models"]
 JOINT = config["encoding"]["joint"]
+CLUSTERS = config["encoding"].get("clusters")
 
 # mem_mb and runtime (minutes) are sized for one NSD subject; `resources` of the configuration overrides them by rule.
 DEFAULT_RESOURCES = {
@@ -95,6 +96,11 @@ def stimuli_folder(study):
     return source if STUDIES[study]["loader"] == "simulated" else f"{source}/stimuli"
 
 
+def clustered(study):
+    """Whether the folds of a study are made of clusters: time series are split by runs."""
+    return CLUSTERS is not None and "delays" not in STUDIES[study]
+
+
 def encode_inputs():
     """What a model of one subject is made from."""
     return {
@@ -104,4 +110,7 @@ def encode_inputs():
             f"{OUT}/features/{w.study}/{model}.json"
             for model in (joint_models(JOINT[w.model]) if w.model in JOINT else [w.model])
         ],
+        "embedding": lambda w: (
+            [f"{OUT}/features/{w.study}/{CLUSTERS['model']}.json"] if clustered(w.study) else []
+        ),
     }

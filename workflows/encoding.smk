@@ -2,12 +2,19 @@
 # folds; with `encoding.parts` above 1 a job for each part of the neuroids, and one that gathers them.
 
 
+# Not among the params: another device is no reason to run again.
+ENCODE_DEVICE = config["encoding"].get("device", config["features"]["device"])
+
+
 def encode_options(wildcards, part=None):
-    settings = {k: v for k, v in config["encoding"].items() if k not in ("parts", "joint")}
+    settings = {k: v for k, v in config["encoding"].items() if k not in ("parts", "joint", "clusters", "device")}
     study = STUDIES[wildcards.study]
     settings |= {k: study.get(k) for k in ("delays", "direction")}
     if settings["delays"] and not isinstance(settings["inner"], int):
         settings["inner"] = 5
+    if clustered(wildcards.study):
+        manifest = f"{OUT}/features/{wildcards.study}/{CLUSTERS['model']}.json"
+        settings |= {"clusters": CLUSTERS["n"], "embedding": [manifest, CLUSTERS["layer"]]}
     if wildcards.model in JOINT:
         settings |= {k: v for k, v in JOINT[wildcards.model].items() if k != "title"}
     return options(
@@ -41,7 +48,7 @@ if config["encoding"]["parts"] == 1:
             "brainalign encode --features {input.features} --stimuli {params.folder}"
             " --responses {input.data}/responses/{wildcards.subject}.zarr"
             " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
-            " --device {config[features][device]} 2> {log}"
+            " --device {ENCODE_DEVICE} 2> {log}"
 
 else:
 
@@ -66,7 +73,7 @@ else:
             "brainalign encode --features {input.features} --stimuli {params.folder}"
             " --responses {input.data}/responses/{wildcards.subject}.zarr"
             " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
-            " --device {config[features][device]} 2> {log}"
+            " --device {ENCODE_DEVICE} 2> {log}"
 
     rule gather:
         input:

@@ -13,7 +13,12 @@ from brainalign.encoding.model import fit_encoder, predict
 from brainalign.encoding.partition import partition_variance
 from brainalign.encoding.result import EncodingResult, deviations, read_result, write_result
 from brainalign.encoding.rois import roi_members
-from brainalign.encoding.selection import check_double_dipping, select, selections
+from brainalign.encoding.selection import (
+    check_double_dipping,
+    record_choice,
+    select,
+    selections,
+)
 from brainalign.encoding.spaces import joint_features
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     "partition_variance",
     "predict",
     "read_result",
+    "record_choice",
     "roi_members",
     "select",
     "selections",

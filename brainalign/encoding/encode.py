@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
+import threading
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,16 @@ from tqdm.auto import tqdm
 
 from brainalign.data.schema import validate
 from brainalign.data.splits import Split
-from brainalign.data.store import sha256_of
-from brainalign.device import resolve_device
-from brainalign.encoding.align import Aligned, Splits, align, make_splits, neuroid_coords
+from brainalign.data.store import fingerprint, sha256_of
+from brainalign.device import resolve_devices
+from brainalign.encoding.align import (
+    Aligned,
+    Splits,
+    align,
+    content_keys,
+    make_splits,
+    neuroid_coords,
+)
 from brainalign.encoding.blocks import Plan, Sizes, neuroid_chunk, part_slice, plan_blocks
 from brainalign.encoding.fits import REGRESSIONS, Regression
 from brainalign.encoding.gather import gather
@@ -90,6 +101,8 @@ def encode(
     repetitions: str = "average",
     stimuli: str = "exact",
     bad_neuroids: str = "exclude",
+    clusters: int | None = None,
+    embedding: xr.Dataset | None = None,
     stimulus_sha256: Mapping[str, str] | None = None,
     allow_leak: bool = False,
     ceiling: ArrayLike | None = None,
@@ -100,7 +113,7 @@ def encode(
     n_bootstrap: int = 1000,
     keep_predictions: bool = True,
     seed: int = 0,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     target_batch: int | None = None,
     memory_gib: float | None = None,
     part: tuple[int, int] | None = None,
@@ -163,8 +176,13 @@ def encode(
         outside all of them share one.
     repetitions, stimuli, bad_neuroids
         See `align`.
+    clusters : int, optional
+        Make the K folds of whole clusters of stimuli (`brainalign.data.splits.by_cluster`).
+    embedding : Dataset, optional
+        ``features`` schema: in which stimuli are clustered, the same for all models to compare.
     stimulus_sha256 : dict of stimulus id to hash, optional
-        Content hashes for the leak check.
+        Content hashes, by which one stimulus under two names stays on one side of every split, and
+        the stimuli of earlier choices (`select`, `record_choice`) are told.
     allow_leak : bool
         Warn of, instead of refusing, stimuli on both sides of a split.
     ceiling : array-like, shape (n_neuroids,), optional
@@ -189,8 +207,9 @@ def encode(
         Keep measured and predicted responses: as large as the tested responses, twice.
     seed : int
         Seed of folds, permutations and samples.
-    device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"`` ...
+    device : str or sequence of str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0,cuda:1"`` ...: several share the blocks of
+        neuroids (`brainalign.device.resolve_devices`), in one thread each.
     target_batch : int, optional
         Neuroids in one product.
     memory_gib : float, optional
@@ -229,7 +248,7 @@ def encode(
             raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
     grid = check_alphas(alphas)
     check_inner(inner_cv)
-    resolve_device(device)
+    devices = resolve_devices(device)
     if permutation != "none" and n_permutations < 1:
         raise ConfigError(f'n_permutations is {n_permutations}; use permutation="none" for none.')
     if target_batch is not None and target_batch < 1:
@@ -248,6 +267,8 @@ def encode(
         rate = responses.attrs.get("sampling_rate")
         how = replace(how, delays=delays, sampling_rate=rate, direction=direction)
         features, responses, timing = as_rows(features, responses, how.lags, stimulus_sha256)
+        if clusters is not None:
+            raise ConfigError("Clusters are of stimuli; time series are split by clips or time.")
     how = _together(how, features, spaces, partition)
     _check_regression(how, inner_cv, permutation)
     n = responses.sizes["neuroid"]
@@ -256,9 +277,9 @@ def encode(
         within = part_slice(n, neuroid_chunk(responses), part)
     options = _Options(
         grid, inner_cv, choose, permutation, n_permutations, n_bootstrap, ceiling_threshold,
-        keep_predictions, repetitions, seed, device, target_batch, how, partition,
+        keep_predictions, repetitions, seed, str(devices[0]), target_batch, how, partition,
     )  # fmt: skip
-    plan = _plan(features, responses, within, splits, options, memory_gib)
+    plan = _plan(features, responses, within, splits, options, memory_gib, devices)
     work = _Work(
         features=features,
         responses=responses,
@@ -268,7 +289,8 @@ def encode(
             "repeats": repeats,
         },
         split_options={
-            "splits": splits, "stimulus_sha256": stimulus_sha256, "allow_leak": allow_leak,
+            "splits": splits, "clusters": clusters, "embedding": embedding,
+            "stimulus_sha256": stimulus_sha256, "allow_leak": allow_leak,
         },
         options=options,
         plan=plan,
@@ -278,20 +300,7 @@ def encode(
     folder = None
     if checkpoint is not None:
         folder = Path(checkpoint) / work.key(blocks)
-    done: list[EncodingResult] = []
-    silent = None if len(blocks) > 1 else True
-    for block in tqdm(blocks, desc="encode", unit="block", disable=silent):
-        at = None if folder is None else folder / f"{block.start:09d}"
-        if at is not None and at.is_dir():
-            done.append(read_result(at))
-            continue
-        result = work.encode(block)
-        if result is None:
-            continue
-        if at is not None:
-            write_result(result, at)
-            result = read_result(at)
-        done.append(result)
+    done = _encode_blocks(work, blocks, devices, folder)
     if not done:
         # Raises, naming what is wrong with the neuroids.
         align(features, responses.isel(neuroid=blocks[-1]), **work.align_options)
@@ -307,6 +316,57 @@ def encode(
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()
     return out
+
+
+def _encode_blocks(
+    work: _Work, blocks: Sequence[slice], devices: Sequence[torch.device], folder: Path | None
+) -> list[EncodingResult]:
+    """Encode all blocks, each by the next device that is free; those in the folder are done."""
+    waiting, turn, stopped = iter(blocks), threading.Lock(), threading.Event()
+    done: dict[int, EncodingResult] = {}
+    progress = tqdm(
+        total=len(blocks), desc="encode", unit="block", disable=None if len(blocks) > 1 else True
+    )
+
+    def worker(k: int) -> None:
+        mine = work if k == 0 else None
+        try:
+            while True:
+                if mine is None:
+                    # What the blocks share is made by the first worker.
+                    work.ready.wait()
+                with turn:
+                    block = next(waiting, None)
+                if block is None or stopped.is_set():
+                    return
+                at = None if folder is None else folder / f"{block.start:09d}"
+                if at is None or not at.is_dir():
+                    mine = work.on(devices[k]) if mine is None else mine
+                    result = mine.encode(block)
+                    if result is not None and at is not None:
+                        write_result(result, at)
+                        result = read_result(at)
+                else:
+                    result = read_result(at)
+                if result is not None:
+                    done[block.start] = result
+                progress.update()
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            if k == 0:
+                work.ready.set()
+
+    with progress:
+        if len(devices) == 1:
+            worker(0)
+        else:
+            # Threads that silence warnings would otherwise leave them silent.
+            with warnings.catch_warnings(), ThreadPoolExecutor(len(devices)) as threads:
+                for running in [threads.submit(worker, k) for k in range(len(devices))]:
+                    running.result()
+    return [done[start] for start in sorted(done)]
 
 
 def _together(
@@ -443,6 +503,9 @@ class _Work:
         timing: Timing | None = None,
     ) -> None:
         self.timing = timing
+        #: Set once what the blocks share is made.
+        self.ready = threading.Event()
+        self._counting = threading.Lock()
         self.features, self.responses, self.ceiling = features, responses, ceiling
         self.align_options, self.split_options = align_options, split_options
         self.options, self.plan = options, plan
@@ -457,13 +520,24 @@ class _Work:
         self._drawn = rng.integers(responses.sizes["neuroid"], size=options.n_permutations)
         self._begun = False
 
+    def on(self, device: torch.device) -> _Work:
+        """Return the same work with solvers of its own on another device."""
+        other = copy.copy(self)
+        other.options = replace(self.options, device=str(device))
+        other.solvers = self.solvers.on(device)
+        return other
+
     def key(self, blocks: Sequence[slice]) -> str:
         """Name what the blocks' results depend on."""
         named = {"": self.features} if isinstance(self.features, xr.Dataset) else self.features
-        values = [x for n, ds in named.items() for x in (n, np.asarray(ds["features"].values))]
+        values = [x for n, ds in named.items() for x in (n, fingerprint(ds, "features"))]
+        values.append(fingerprint(self.responses, "responses"))
         attrs = {k: str(v) for k, v in self.responses.attrs.items()}
         given = {k: str(v) for k, v in vars(self.options).items() if k != "device"}
-        splits = {k: _named(v) for k, v in self.split_options.items()}
+        splits = {
+            k: fingerprint(v, "features") if isinstance(v, xr.Dataset) else _named(v)
+            for k, v in self.split_options.items()
+        }
         return sha256_of(
             *values, attrs, given, splits, self.align_options, [b.start for b in blocks],
             self.responses["stimulus_id"].values.astype(str),
@@ -500,7 +574,8 @@ class _Work:
             return True
         for reason, bad in (("NaN or infinite", ~finite), ("constant", finite)):
             if bad.any():
-                self.left_out[reason] = self.left_out.get(reason, 0) + int(bad.sum())
+                with self._counting:
+                    self.left_out[reason] = self.left_out.get(reason, 0) + int(bad.sum())
         return False
 
     def _begin(self, aligned: Aligned) -> None:
@@ -508,9 +583,11 @@ class _Work:
         o = self.options
         timing, ids = self.timing, aligned.row_id
         groups: NDArray[Any]
+        sha256 = self.split_options["stimulus_sha256"]
         if timing is None:
+            content = np.unique(content_keys(ids, sha256), return_inverse=True)[1]
             self.pairs = make_splits(aligned, seed=o.seed, **self.split_options)
-            groups, trials, self.stimuli = aligned.row_stimulus, None, aligned.stimulus_id.tolist()
+            groups, trials, self.stimuli = content, None, aligned.stimulus_id.tolist()
         else:
             given = self.split_options
             self.pairs = timing.splits(
@@ -523,11 +600,21 @@ class _Work:
         #: Rows that are resampled together.
         self.units = tested if timing is None else timing.blocks(tested)
         self.tested = np.unique(tested).tolist() if timing is None else timing.stimuli(tested)
-        check_double_dipping(self.responses, self.tested)
+        source = self.features
+        layers = [source] if isinstance(source, xr.Dataset) else list(source.values())
+        for ds in (self.responses, *layers):
+            check_double_dipping(ds, self.tested, sha256)
         mode = _permutation_mode(o.mode, len(self.pairs), o.choose, timing is not None)
         self.options = replace(o, mode=mode)
-        check_inner(o.inner_cv, aligned.row_stimulus)
         if timing is None:
+            check_inner(o.inner_cv, aligned.row_stimulus)
+            twice = len(np.unique(aligned.row_stimulus)) - len(np.unique(content))
+            if twice and isinstance(o.inner_cv, str):
+                logger.warning(
+                    "%d stimuli have the content of another. inner_cv=%r leaves them out one by "
+                    "one, so that alphas are chosen too small; a number of folds keeps them "
+                    "together.", twice, o.inner_cv,
+                )  # fmt: skip
             _check_exchange(self.options.mode, aligned, self.pairs)
         self.solvers = Solvers(
             {name: aligned.rows(name) for name in aligned.features},
@@ -552,6 +639,7 @@ class _Work:
         if left_out:
             self.notes.append(f"{left_out} stimuli of the responses have no features")
         self._begun = True
+        self.ready.set()
 
     def _result(self, aligned: Aligned, block: slice, kept: NDArray[np.intp]) -> EncodingResult:
         o, layers, pairs = self.options, list(self.solvers.models), self.pairs
@@ -618,6 +706,11 @@ class _Work:
         ]
         here = np.arange(n)
         attrs = _attrs(aligned, o, len(pairs), self.tested, self.stimuli)
+        hashes = self.split_options["stimulus_sha256"]
+        if hashes is not None:
+            attrs["stimuli_sha256"] = json.dumps([hashes.get(s, "") for s in self.stimuli])
+        if self.split_options["clusters"] is not None:
+            attrs["clusters"] = self.split_options["clusters"]
         if "selections" in self.responses.attrs:
             attrs["selections"] = self.responses.attrs["selections"]
         scores = _scores(
@@ -677,7 +770,8 @@ class _Work:
 
     def _exchange(self, aligned: Aligned, rng: np.random.Generator) -> NDArray[np.intp]:
         if self.timing is not None:
-            return self.timing.exchange(aligned.row_id, rng)
+            away = self.options.mode == "pooled"
+            return self.timing.exchange(aligned.row_id, rng, away=away)
         return _exchange(aligned, rng)
 
     def _p(
@@ -757,6 +851,7 @@ def _plan(
     splits: Splits,
     options: _Options,
     memory_gib: float | None,
+    devices: Sequence[torch.device],
 ) -> Plan:
     layers = [features] if isinstance(features, xr.Dataset) else list(features.values())
     presentations = rows = responses["responses"].shape[0]
@@ -782,9 +877,9 @@ def _plan(
         predictions=options.keep_predictions,
     )
     n = within.stop - within.start
-    plan = plan_blocks(
-        sizes, n, neuroid_chunk(responses), memory_gib, resolve_device(options.device)
-    )
+    if options.choose != "neuroid":
+        devices = devices[:1]
+    plan = plan_blocks(sizes, n, neuroid_chunk(responses), memory_gib, devices)
     if plan.step < n and options.choose != "neuroid":
         raise ConfigError(
             f"choose={options.choose!r} needs all {n} neuroids at once, but only {plan.room} fit "

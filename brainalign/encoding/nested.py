@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,12 @@ class Solvers:
                 self._made.clear()
             self._made[key] = self._build(model, fold)
         return self._made[key]
+
+    def on(self, device: torch.device) -> Solvers:
+        """Return the same with fits of their own on another device."""
+        other = copy.copy(self)
+        other.device, other._made = device, {}
+        return other
 
     def space(self, name: str) -> NDArray[np.float32]:
         """Return the features (n_rows, n_features) of a space."""

@@ -79,8 +79,22 @@ class Timing:
         clips = dict.fromkeys(_split(row_id)[0].tolist())
         return sorted(set().union(*(self.shown[c] for c in clips)))
 
-    def exchange(self, row_id: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
-        """Return a row order in which every trial is shifted in a circle, those of a clip alike."""
+    def exchange(
+        self, row_id: NDArray[np.str_], rng: np.random.Generator, *, away: bool = True
+    ) -> NDArray[np.intp]:
+        """Return a row order in which every trial is shifted in a circle, those of a clip alike.
+
+        Parameters
+        ----------
+        row_id : ndarray of str, shape (n_rows,)
+            As `as_rows` names them.
+        rng : numpy.random.Generator
+            Of the shifts.
+        away : bool
+            Shift by more than the delays span, as a response that is shifted by less still follows
+            its stimulus: for draws of other neuroids. For the exchanges of a neuroid's own test all
+            shifts count, 0 among them, as with the observed order they form a group.
+        """
         clip, _ = _split(row_id)
         trial = self.trials(row_id)
         order = np.empty(len(row_id), dtype=np.intp)
@@ -88,10 +102,8 @@ class Timing:
         for t in range(int(trial[-1]) + 1):
             rows = np.flatnonzero(trial == t)
             u = share.setdefault(str(clip[rows[0]]), float(rng.random()))
-            # Not by less than the delays: the response would still follow its stimulus.
-            least = min(self.span + 1, len(rows) // 2)
-            shift = least + int(u * max(1, len(rows) - 2 * least))
-            order[rows] = np.roll(rows, shift)
+            least = min(self.span + 1, len(rows) // 2) if away else 0
+            order[rows] = np.roll(rows, least + int(u * max(1, len(rows) - 2 * least)))
         return order
 
     def splits(
