@@ -585,7 +585,9 @@ class _Work:
         groups: NDArray[Any]
         sha256 = self.split_options["stimulus_sha256"]
         if timing is None:
-            content = np.unique(content_keys(ids, sha256), return_inverse=True)[1]
+            place: dict[str, int] = {}
+            keys = content_keys(ids, sha256).tolist()
+            content = np.array([place.setdefault(key, len(place)) for key in keys])
             self.pairs = make_splits(aligned, seed=o.seed, **self.split_options)
             groups, trials, self.stimuli = content, None, aligned.stimulus_id.tolist()
         else:
