@@ -8,7 +8,7 @@
 
 from snakemake.utils import min_version
 
-from brainalign.config import validate_config
+from brainalign.config import joint_models, validate_config
 
 min_version("9.3")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from brainalign.errors import ConfigError, near
 
-__all__ = ["read_config", "validate_config", "workflow_root"]
+__all__ = ["joint_models", "read_config", "validate_config", "workflow_root"]
 
 
 def workflow_root() -> Path:
@@ -117,7 +117,39 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
             )
     for name, model in completed["models"].items():
         model.setdefault("title", name)
+    for name, joint in completed["encoding"]["joint"].items():
+        joint.setdefault("title", name)
+        if name in completed["models"]:
+            raise ConfigError(f"{name!r} names a model and a joint model.", "Rename one.")
+        for model in joint_models(joint):
+            if model not in completed["models"]:
+                raise ConfigError(
+                    f"encoding.joint.{name} names the model {model!r}, which is not under models."
+                    f"{near(model, completed['models'])}"
+                )
+    clusters = completed["encoding"].get("clusters")
+    if clusters is not None and clusters["model"] not in completed["models"]:
+        raise ConfigError(
+            f"encoding.clusters names the model {clusters['model']!r}, which is not under models."
+            f"{near(clusters['model'], completed['models'])}"
+        )
+    if clusters is not None and clusters["n"] < completed["encoding"]["folds"]:
+        raise ConfigError(
+            f"encoding.clusters.n is {clusters['n']}, fewer than the "
+            f"{completed['encoding']['folds']} folds that are made of them."
+        )
+    for name, study in completed["studies"].items():
+        if "direction" in study and "delays" not in study:
+            raise ConfigError(f"The study {name!r} has a direction, but no delays.")
+        if "delays" in study and not study["delays"][0] <= study["delays"][1]:
+            raise ConfigError(f"The delays of {name!r} must be first and last, in seconds.")
     return completed
+
+
+def joint_models(joint: Mapping[str, Any]) -> list[str]:
+    """Return the models that a joint model takes features from."""
+    entries = [entry for space in joint["spaces"].values() for entry in space]
+    return list(dict.fromkeys(entry.partition("/")[0] for entry in entries))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

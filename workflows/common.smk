@@ -6,6 +6,8 @@ import shlex
 
 STUDIES = config["studies"]
 MODELS = config["models"]
+JOINT = config["encoding"]["joint"]
+CLUSTERS = config["encoding"].get("clusters")
 
 # mem_mb and runtime (minutes) are sized for one NSD subject; `resources` of the configuration overrides them by rule.
 DEFAULT_RESOURCES = {
@@ -25,7 +27,7 @@ DEFAULT_RESOURCES = {
 
 wildcard_constraints:
     study="|".join(STUDIES),
-    model="|".join(MODELS) or "none",
+    model="|".join([*MODELS, *JOINT]) or "none",
     subject="[A-Za-z0-9]+",
     part="[0-9]+",
     analysis="encoding|rsa|classification|parametric",
@@ -76,6 +78,12 @@ def models_of(study):
     return [m for m in STUDIES[study]["models"] if model_available(m)]
 
 
+def encoded_models_of(study):
+    """Models that are fitted to a study: its own, and the joint ones that it has all models of."""
+    own = models_of(study)
+    return own + [name for name, joint in JOINT.items() if set(joint_models(joint)) <= set(own)]
+
+
 def stimuli_source(study):
     """The artefact that holds a study's images, and the folder inside it."""
     if STUDIES[study]["loader"] == "simulated":
@@ -88,10 +96,21 @@ def stimuli_folder(study):
     return source if STUDIES[study]["loader"] == "simulated" else f"{source}/stimuli"
 
 
+def clustered(study):
+    """Whether the folds of a study are made of clusters: time series are split by runs."""
+    return CLUSTERS is not None and "delays" not in STUDIES[study]
+
+
 def encode_inputs():
     """What a model of one subject is made from."""
     return {
         "data": OUT + "/studies/{study}/data",
         "stimuli": lambda w: stimuli_source(w.study),
-        "features": OUT + "/features/{study}/{model}.json",
+        "features": lambda w: [
+            f"{OUT}/features/{w.study}/{model}.json"
+            for model in (joint_models(JOINT[w.model]) if w.model in JOINT else [w.model])
+        ],
+        "embedding": lambda w: (
+            [f"{OUT}/features/{w.study}/{CLUSTERS['model']}.json"] if clustered(w.study) else []
+        ),
     }
