@@ -73,8 +73,8 @@ def gather(parts: Sequence[EncodingResult]) -> EncodingResult:
         if mode == "pooled":
             ds.attrs["permutations"] = null.sizes["draw"]
     grid = np.asarray(best.attrs["alphas"], dtype=np.float64)
-    if len(grid) > 1:
-        known = np.isfinite(best["alpha"].values)
+    known = np.isfinite(best["alpha"].values)
+    if len(grid) > 1 and known.any():
         alpha = best["alpha"].values[known]
         index = np.abs(np.log(alpha)[:, None] - np.log(grid)).argmin(axis=1)
         warn_edges(index, best["validation_r2"].values[known], grid)
