@@ -54,6 +54,7 @@ rule attention_train:
             steps=SWEEP_CONFIG["steps"],
             batch_size=SWEEP_CONFIG["batch_size"],
             learning_rate=SWEEP_CONFIG["learning_rate"],
+            measure=SWEEP_CONFIG["measure"],
         ),
         device="cpu" if config["features"]["device"] == "auto" else config["features"]["device"],
     threads: resource("attention_train", "threads")

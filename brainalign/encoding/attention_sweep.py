@@ -729,7 +729,9 @@ def _tables(
     one = "mechanism"
 
     def table(columns: Mapping[str, Any]) -> xr.Dataset:
-        return xr.Dataset({k: (one, v) for k, v in columns.items()}, coords={one: names})
+        # netCDF takes no slash in a name.
+        named = {k.replace("/", "\u2215"): (one, v) for k, v in columns.items()}
+        return xr.Dataset(named, coords={one: names})
 
     def ranged(value: Any, low: Any, high: Any) -> list[str]:
         return [
@@ -759,9 +761,11 @@ def _tables(
         "before training": [
             "–" if not np.isfinite(v) else f"{v:.2f}" for v in cost["distance_untrained"].values
         ],
-        "multiply-adds (M / image)": [f"{v / 1e6:.2f}" for v in cost["multiply_adds"].values],
-        "scores or state (KiB / image)": [f"{v / 1024:.1f}" for v in cost["score_bytes"].values],
-        "time (ms / image)": [f"{v:.2f}" for v in cost["ms_per_image"].values],
+        "multiply-adds (millions an image)": [
+            f"{v / 1e6:.2f}" for v in cost["multiply_adds"].values
+        ],
+        "scores or state (KiB an image)": [f"{v / 1024:.1f}" for v in cost["score_bytes"].values],
+        "time (ms an image)": [f"{v:.2f}" for v in cost["ms_per_image"].values],
         "parameters of the image tower": [f"{int(v):,}" for v in cost["parameters"].values],
     }
     first = next(iter(profiles.values()))

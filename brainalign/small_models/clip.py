@@ -52,9 +52,10 @@ TOWERS: dict[str, dict[str, dict[str, Any]]] = {
     # Patches are averaged, so that what a mechanism brings to them is what is read out.
     "vit": {
         "vision": {
-            "patch_size": 8, "width": 96, "layers": 4, "head_width": 32, "pool_type": "avg",
+            "patch_size": 8, "width": 64, "layers": 4, "head_width": 32, "mlp_ratio": 2.0,
+            "pool_type": "avg",
         },
-        "text": {"width": 64, "heads": 2, "layers": 2},
+        "text": {"width": 64, "heads": 2, "layers": 1},
     },
 }  # fmt: skip
 _KINDS = [(c, k) for c in CATEGORIES for k in SUBCATEGORIES[c]]
@@ -599,7 +600,7 @@ vision transformer (width {vision["width"]}, {vision["layers"]} layers, pictures
 {_IMAGE_SIZE} in {side} x {side} patches, which are averaged; `visual.transformer.resblocks.*`)
 whose attention is `{attention}`"""
     words = f"""{image} and a causal text
-transformer (width {text["width"]}, {text["layers"]} layers, {_CONTEXT} tokens, byte-level BPE)"""
+transformer (width {text["width"]}, layers: {text["layers"]}, {_CONTEXT} tokens, byte-level BPE)"""
     if attention == "softmax":
         return (
             words,
