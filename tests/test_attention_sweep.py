@@ -308,8 +308,8 @@ def test_a_planted_difference_between_mechanisms_is_reported_and_equal_ones_are_
     models = networks()
     section = section_of(models, *planted(models, effect=2.0))
     assert summary_of(section)["RDMs: mechanisms that differ from softmax"] == 1
-    table = next(f for f in section.figures if f.id == "alignment-table").data
-    p = dict(zip(MECHANISMS, table["RDMs: p (Holm)"].values.tolist(), strict=True))
+    table = next(f for f in section.figures if f.id == "rsa-table").data
+    p = dict(zip(MECHANISMS, table["p (Holm)"].values.tolist(), strict=True))
     assert p["softmax"] == "–" and float(p["window3"].strip("< ")) < 0.05 < float(p["linear"])
     false = [
         summary_of(section_of(models, *planted(models, effect=0.0, seed=s)))[
@@ -337,8 +337,9 @@ def test_the_section_has_every_seed_the_controls_and_damage_under_its_name(tmp_p
     value = controls["value"].values
     # Softmax in weights trained with softmax is no swap; the planted effect is in the trained only.
     assert np.isnan(value[0, 2]) and value[1, 0] > max(value[1, 1:]) + 0.1
-    damage = [str(v) for v in figures["controls-table"].data.data_vars if "damage" in str(v)]
-    assert len(damage) == 2 and "not" not in figures["alignment-table"].data
+    for table, count in (("rsa-table", 0), ("rsa-controls-table", 2)):
+        names = [str(v) for v in figures[table].data.data_vars]
+        assert sum(n.startswith("damage: ") for n in names) == count
     assert "measures damage" in section.methods
     write_section(section, tmp_path / "section")
     assert read_section(tmp_path / "section").facts["networks"] == str(len(models))

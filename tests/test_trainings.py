@@ -73,8 +73,8 @@ def test_seeds_that_differ_more_give_wider_intervals():
         compared(*drawn_scores(np.random.default_rng(3), 1, seed_sd=sd)) for sd in (0.001, 0.1)
     )
     assert (two["difference_se"][1:] > 2 * one["difference_se"][1:]).all()
-    # The seeds' part is that of a mean of three.
-    expected = two["per_seed"].std("seed", ddof=1) / np.sqrt(3)
+    # The seeds' part is that of a mean of three, from the variance within all conditions.
+    expected = np.sqrt(two["per_seed"].var("seed", ddof=1).mean() / 3)
     np.testing.assert_allclose(two["se_seeds"], expected)
 
 

@@ -139,7 +139,7 @@ def rsa_alignment(
     return Alignment(
         "rsa",
         title,
-        "Spearman ρ with each subject's RDM",
+        "Spearman ρ with subjects",
         {n: values[i] for i, n in enumerate(layers)},
         {n: drawn[:, i] for i, n in enumerate(layers)},
         len(ids),
@@ -186,7 +186,7 @@ def encoding_alignment(
     return Alignment(
         "encoding",
         title,
-        "predicted share of the explainable variance",
+        "share of explainable variance",
         values,
         samples,
         len(np.unique(tested)),
@@ -532,7 +532,7 @@ def _alignment_figures(sweep: _Sweep, a: Alignment, ds: xr.Dataset) -> list[Figu
                 "difference_per_seed",
             ),
             {
-                "y_label": f"difference, {a.label}",
+                "y_label": "difference",
                 "orientation": "h",
                 "reference_lines": [{"label": "no difference", "value": 0.0}],
             },
@@ -746,15 +746,28 @@ def _tables(
         return ["–" if not np.isfinite(v) else f"{100 * v:.1f} %" for v in x]
 
     reference = sweep.mechanisms[sweep.reference]
-    aligned: dict[str, Any] = {}
+    figures = []
     for a in alignments:
         ds = trained[a.id]
-        aligned[f"{a.title}: alignment"] = ranged(ds["value"], ds["low"], ds["high"])
         difference = ds["difference"].where(np.isfinite(ds["p"]))
-        aligned[f"{a.title}: minus {reference}"] = ranged(
-            difference, ds["difference_low"], ds["difference_high"]
+        columns = {
+            "alignment": ranged(ds["value"], ds["low"], ds["high"]),
+            f"minus {reference}": ranged(difference, ds["difference_low"], ds["difference_high"]),
+            "p": p_words(ds["p"].values),
+            "p (Holm)": p_words(ds["p_holm"].values),
+            "seeds": [", ".join(f"{v:.3f}" for v in row) for row in ds["per_seed"].values.tolist()],
+        }
+        figures.append(
+            Figure(
+                f"{a.id}-table",
+                "table",
+                f"{a.title}: alignment by mechanism",
+                f"{a.label[0].upper()}{a.label[1:]}, means over seeds with 95 % intervals. "
+                f"Differences from {reference} are paired by seed.",
+                table(columns),
+                {"width": "full"},
+            )
         )
-        aligned[f"{a.title}: p (Holm)"] = p_words(ds["p_holm"].values)
     paid = {
         "zero-shot accuracy": percent(cost["accuracy_trained"].values),
         "attention distance (patches)": [f"{v:.2f}" for v in cost["distance"].values],
@@ -769,15 +782,7 @@ def _tables(
         "parameters of the image tower": [f"{int(v):,}" for v in cost["parameters"].values],
     }
     first = next(iter(profiles.values()))
-    figures = [
-        Figure(
-            "alignment-table",
-            "table",
-            "Alignment by mechanism",
-            "Means over seeds with 95 % intervals. Differences from "
-            f"{reference} are paired by seed.",
-            table(aligned),
-        ),
+    figures.append(
         Figure(
             "cost-table",
             "table",
@@ -789,36 +794,33 @@ def _tables(
             "and not in the time.",
             table(paid),
             {"width": "full"},
-        ),
-    ]
-    if sweep.has("untrained") or sweep.has("swapped"):
-        extra: dict[str, Any] = {}
-        for a in alignments:
-            extra[f"{a.title}: trained"] = [f"{v:.3f}" for v in trained[a.id]["value"].values]
-            if sweep.has("untrained"):
-                untrained, gained = sweep.compared(a, "untrained"), sweep.gained(a)
-                extra[f"{a.title}: before training"] = [
-                    f"{v:.3f}" for v in untrained["value"].values
-                ]
-                extra[f"{a.title}: trained minus before"] = ranged(
-                    gained["difference"], gained["difference_low"], gained["difference_high"]
-                )
-            if sweep.has("swapped"):
-                ds = sweep.compared(a, "swapped")
-                extra[f"{a.title}: damage (swapped minus {reference})"] = ranged(
-                    ds["difference"].where(np.isfinite(ds["p"])),
-                    ds["difference_low"],
-                    ds["difference_high"],
-                )
+        )
+    )
+    if not (sweep.has("untrained") or sweep.has("swapped")):
+        return figures
+    swapped_accuracy = cost["accuracy_swapped"].values.copy()
+    swapped_accuracy[list(sweep.mechanisms).index(sweep.reference)] = np.nan
+    for a in alignments:
+        extra = {"trained": [f"{v:.3f}" for v in trained[a.id]["value"].values]}
+        if sweep.has("untrained"):
+            untrained, gained = sweep.compared(a, "untrained"), sweep.gained(a)
+            extra["before training"] = [f"{v:.3f}" for v in untrained["value"].values]
+            extra["trained minus before"] = ranged(
+                gained["difference"], gained["difference_low"], gained["difference_high"]
+            )
         if sweep.has("swapped"):
-            swapped = cost["accuracy_swapped"].values.copy()
-            swapped[list(sweep.mechanisms).index(sweep.reference)] = np.nan
-            extra["zero-shot accuracy after the swap (damage)"] = percent(swapped)
+            ds = sweep.compared(a, "swapped")
+            extra[f"damage: swapped minus {reference}"] = ranged(
+                ds["difference"].where(np.isfinite(ds["p"])),
+                ds["difference_low"],
+                ds["difference_high"],
+            )
+            extra["damage: zero-shot accuracy after the swap"] = percent(swapped_accuracy)
         figures.append(
             Figure(
-                "controls-table",
+                f"{a.id}-controls-table",
                 "table",
-                "Before training, and damage by swapping",
+                f"{a.title}: before training, and damage by swapping",
                 f"Damage: the mechanism in weights trained with {reference}, without training, "
                 f"minus {reference}. It is a property of those weights and no alignment of the "
                 "mechanism.",
@@ -876,8 +878,8 @@ def _methods(
     return text + (
         f" Intervals and tests combine {bootstraps} bootstrap samples of the stimuli, which are "
         "the same for all networks (with subjects, in two factors [@schuett2023]), with the "
-        "variance over training runs; degrees of freedom by Satterthwaite, p-values of "
-        "differences from "
+        "variance over training runs, pooled over mechanisms; degrees of freedom by Satterthwaite, "
+        "p-values of differences from "
         f"{sweep.mechanisms[sweep.reference]} by Holm. Cost was counted per image, over layers, "
         "for H heads of N tokens with D channels: 2HPD multiply-adds for P query-key pairs "
         "(softmax: P = N²; windows: the pairs inside them and with the class token), 4HmND for m "

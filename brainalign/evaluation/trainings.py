@@ -30,17 +30,21 @@ def compare_trainings(
 ) -> xr.Dataset:
     r"""Compare conditions (architectures, tasks) that were each trained with the same seeds.
 
-    .. math:: \hat\sigma^2 = \hat\sigma_{data}^2 + s_{seeds}^2 / n_{seeds}, \qquad
+    .. math:: \hat\sigma^2 = \hat\sigma_{data}^2 + \hat\sigma_{seeds}^2, \qquad
               \mathrm{dof} = \frac{\hat\sigma^4}{\hat\sigma_{data}^4 / \nu_{data}
-              + (s_{seeds}^2 / n_{seeds})^2 / (n_{seeds} - 1)}
+              + \hat\sigma_{seeds}^4 / \nu_{seeds}}
 
     for the mean over subjects and seeds of a condition, and likewise for its difference from the
     reference, paired by seed (one seed stands for one set of first weights and one order of
     batches), subject and sample of stimuli. :math:`\hat\sigma_{data}^2` is the sampling variance of
     the mean over seeds: over new subjects and new stimuli (see
-    `brainalign.evaluation.two_factor_test`) from 4 subjects on, else over new stimuli only. What a
-    seed and the stimuli do together is counted in both terms, so the intervals err on the wide
-    side.
+    `brainalign.evaluation.two_factor_test`) from 4 subjects on, else over new stimuli only.
+    :math:`\hat\sigma_{seeds}^2` is estimated from all C conditions together, as few seeds say
+    little of one: for a mean, the variance over seeds within conditions over their number S, with
+    :math:`\nu = C (S - 1)`; for a difference, twice the mean square of what condition and seed
+    leave unexplained (randomised blocks) over S, with :math:`\nu = (C - 1)(S - 1)`. This takes it
+    that training varies as much in all conditions: look at `per_seed`. What a seed and the stimuli
+    do together is counted in both terms, so the intervals err on the wide side.
 
     Parameters
     ----------
@@ -76,7 +80,9 @@ def compare_trainings(
 
     References
     ----------
-    Schuett et al. (2023), eLife 12, e82566 (subjects and stimuli); Satterthwaite (1946), Biometrics
+    Schuett et al. (2023), eLife 12, e82566 (subjects and stimuli); Dunnett (1955), Journal of the
+    American Statistical Association 50, 1096-1121 (a pooled variance for comparisons with one
+    reference; the correction here is Holm's); Satterthwaite (1946), Biometrics
     Bulletin 2, 110-114; Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
     """
     x, drawn = np.asarray(values, dtype=np.float64), np.asarray(samples, dtype=np.float64)
@@ -92,8 +98,12 @@ def compare_trainings(
             f"Known: {', '.join(names)}.",
         )
     at = names.index(reference)
-    single = _estimate(x, drawn, n_stimuli, level)
-    paired = _estimate(x - x[:, [at]], drawn - drawn[:, :, [at]], n_stimuli, level)
+    single = _estimate(x, drawn, _within(x.mean(axis=0)), n_stimuli, level)
+    paired = _estimate(
+        x - x[:, [at]], drawn - drawn[:, :, [at]], _blocks(x.mean(axis=0)), n_stimuli, level
+    )
+    for name in ("low", "high", "se"):
+        paired[name][at] = 0.0
     p = paired["p"]
     p[at] = np.nan
     others = np.flatnonzero(np.arange(len(names)) != at)
@@ -120,11 +130,32 @@ def compare_trainings(
     )  # fmt: skip
 
 
+def _within(x: NDArray[np.float64]) -> tuple[float, int]:
+    """Variance of the mean over seeds of one condition (condition, seed), and its dof."""
+    n_conditions, n_seeds = x.shape
+    if n_seeds < 2:
+        return 0.0, 0
+    return float(x.var(axis=1, ddof=1).mean() / n_seeds), n_conditions * (n_seeds - 1)
+
+
+def _blocks(x: NDArray[np.float64]) -> tuple[float, int]:
+    """Variance of the difference of two conditions (condition, seed), and its dof."""
+    n_conditions, n_seeds = x.shape
+    dof = (n_conditions - 1) * (n_seeds - 1)
+    if dof < 1:
+        return 0.0, 0
+    rest = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0, keepdims=True) + x.mean()
+    return float(2 * (rest**2).sum() / dof / n_seeds), dof
+
+
 def _estimate(
-    x: NDArray[np.float64], drawn: NDArray[np.float64], n_stimuli: int, level: float
+    x: NDArray[np.float64],
+    drawn: NDArray[np.float64],
+    seeds: tuple[float, int],
+    n_stimuli: int,
+    level: float,
 ) -> dict[str, NDArray[np.float64]]:
     """Estimate the mean of (subject, condition, seed) over subjects and seeds."""
-    n_seeds = x.shape[2]
     value = x.mean(axis=(0, 2))
     if len(x) >= LEAST_SUBJECTS:
         tested = two_factor_test(x.mean(axis=2), drawn.mean(axis=3), n_stimuli=n_stimuli)
@@ -134,20 +165,17 @@ def _estimate(
             raise ConfigError(f"Stimuli cannot be resampled: there are {n_stimuli}.")
         data = drawn.mean(axis=(1, 3)).var(axis=0, ddof=1) * n_stimuli / (n_stimuli - 1)
         dof_data = np.full(len(value), n_stimuli - 1.0)
-    if n_seeds > 1:
-        seeds = x.mean(axis=0).var(axis=1, ddof=1) / n_seeds
-        rest = seeds**2 / (n_seeds - 1)
-    else:
-        seeds = rest = np.zeros(len(value))
+    between, dof_seeds = seeds
+    rest = between**2 / dof_seeds if dof_seeds else 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        dof = (data + seeds) ** 2 / (data**2 / dof_data + rest)
-        se = np.sqrt(data + seeds)
+        dof = (data + between) ** 2 / (data**2 / dof_data + rest)
+        se = np.sqrt(data + between)
         t = np.where(value == 0, 0.0, value / se)
     dof = np.where(np.isfinite(dof), dof, dof_data)
     half = se * stats.t.ppf((1 + level) / 2, dof)
     return {
         "value": value, "low": value - half, "high": value + half, "se": se,
-        "se_seeds": np.sqrt(seeds) if n_seeds > 1 else np.full(len(value), np.nan),
+        "se_seeds": np.full(len(value), np.sqrt(between) if dof_seeds else np.nan),
         "p": 2 * stats.t.sf(np.abs(t), dof),
     }  # fmt: skip
 
