@@ -508,7 +508,8 @@ def _alignment_figures(sweep: _Sweep, a: Alignment, ds: xr.Dataset) -> list[Figu
             f"{a.id}-alignment",
             "points",
             f"{a.title}: alignment by mechanism",
-            f"Each small point is one training run, the first its mean; {_interval_words(ds)} "
+            "The first point of a mechanism is its mean, each other one a training run. "
+            f"{_interval_words(ds)} "
             "Look first at how far the seeds of one mechanism lie apart: a difference between "
             "mechanisms that is no larger is no finding."
             + (" The band is what the true pattern would reach." if bands else ""),

@@ -142,7 +142,7 @@ def profile_attention(
         "score_bytes": 4 * scores,
         "parameters": sum(p.numel() for p in tower.parameters()),
         "ms_per_image": 1000 * seconds / n,
-        "machine": f"{platform.machine()}, CPU, {torch.get_num_threads()} threads, torch "
+        "machine": f"{platform.machine()}, CPU, threads: {torch.get_num_threads()}, torch "
         f"{torch.__version__}, batches of {batch_size}",
         "zero_shot": named,
     }
