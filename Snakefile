@@ -27,6 +27,7 @@ include: "workflows/responses.smk"
 include: "workflows/features.smk"
 include: "workflows/encoding.smk"
 include: "workflows/evaluation.smk"
+include: "workflows/attention.smk"
 include: "workflows/report.smk"
 include: "workflows/small_models.smk"
 

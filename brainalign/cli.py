@@ -42,6 +42,7 @@ def _model(args: argparse.Namespace) -> Any:
         std=args.std,
         image_size=args.image_size,
         seed=args.seed,
+        trained_attention=args.trained_attention,
     )
 
 
@@ -179,6 +180,53 @@ def _features(args: argparse.Namespace) -> int:
         attention=args.attention,
     )
     write_manifest(layers, args.out)
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    import torch
+
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.features import load_model, profile_attention
+    from brainalign.small_models.clip import PROMPTS
+
+    torch.set_num_threads(1)
+    stimuli = read_stimuli(args.stimuli)
+    truth = stimuli.index["category"].values.astype(str).tolist()
+    prompts = {label: [f"a picture of {words}"] for label, words in PROMPTS.items()}
+    profiles = {}
+    for name, settings in args.models.items():
+        swapped = settings.pop("attention", None)
+        model = load_model(settings.pop("name"), device="cpu", **settings)
+        profiles[name] = profile_attention(
+            model, stimuli, attention=swapped, prompts=prompts, truth=truth
+        )
+    _write_json(profiles, args.out)
+    return 0
+
+
+def _attention_sweep(args: argparse.Namespace) -> int:
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+    from brainalign.encoding.attention_sweep import sweep_section_from_folders
+
+    section = sweep_section_from_folders(
+        args.models,
+        mechanisms=args.mechanisms,
+        reference=args.reference,
+        profiles=args.profiles,
+        layer=args.layer,
+        rsa=args.rsa,
+        features=args.features,
+        encoded=args.encoded,
+        budget=args.budget,
+        titles=args.titles,
+        generator=args.generator,
+        bootstraps=args.bootstraps,
+        seed=args.seed,
+    )
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
     return 0
 
 
@@ -399,6 +447,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=float, nargs=3, help="pixel mean of the preprocessing")
     parser.add_argument("--std", type=float, nargs=3, help="pixel deviation of the preprocessing")
     parser.add_argument("--image-size", type=int, help="side of the input in pixels")
+    parser.add_argument(
+        "--trained-attention", help="what the weights must have been trained with; see --attention"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -529,6 +580,28 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--bootstraps", type=int, default=1000, help="of rsa; encode draws its own")
     p.add_argument("--id")
     p.add_argument("--title")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command("profile", _profile, "measure cost, reach and accuracy of models' attention")
+    p.add_argument("--models", type=json.loads, required=True, help="by name, as JSON")
+    p.add_argument("--stimuli", type=Path, required=True, help="rendered scenes")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command(
+        "attention-sweep", _attention_sweep, "turn a sweep of attention mechanisms into a section"
+    )
+    p.add_argument("--models", type=json.loads, required=True, help="kind, mechanism, seed: JSON")
+    p.add_argument("--mechanisms", type=json.loads, required=True, help="specifications, as JSON")
+    p.add_argument("--reference", required=True, help="the mechanism to compare with")
+    p.add_argument("--profiles", type=Path, required=True, help="output of `profile`")
+    p.add_argument("--layer", default="", help="whose RDM is scored")
+    p.add_argument("--rsa", type=Path, help="output of `responses` with RDMs")
+    p.add_argument("--features", type=Path, nargs="+", default=[], help="outputs of `features`")
+    p.add_argument("--encoded", type=Path, nargs="+", default=[], help="outputs of `encode`")
+    p.add_argument("--budget", type=json.loads, help="of each training, as JSON")
+    p.add_argument("--titles", type=json.loads, help="of the studies, as JSON")
+    p.add_argument("--generator", default="", help="what the responses were simulated from")
+    p.add_argument("--bootstraps", type=int, default=1000)
     p.add_argument("--out", type=Path, required=True)
 
     p = command("report", _report, "write the HTML report from sections")

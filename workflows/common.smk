@@ -4,8 +4,11 @@ import json
 import os
 import shlex
 
+from brainalign.config import sweep_models
+
 STUDIES = config["studies"]
-MODELS = config["models"]
+SWEEP = sweep_models(config)
+MODELS = {**config["models"], **SWEEP}
 JOINT = config["encoding"]["joint"]
 CLUSTERS = config["encoding"].get("clusters")
 
@@ -22,6 +25,8 @@ DEFAULT_RESOURCES = {
     "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1},
     "report": {"mem_mb": 4000, "runtime": 30, "threads": 1},
     "small_clip": {"mem_mb": 4000, "runtime": 240, "threads": 2},
+    "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1},
+    "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 1},
 }
 
 
@@ -54,9 +59,10 @@ def options(**settings):
 
 
 def model_options(model):
-    keys = ("weights", "sha256", "options", "mean", "std", "image_size")
+    keys = ("weights", "sha256", "options", "mean", "std", "image_size", "trained_attention")
     chosen = {k: MODELS[model][k] for k in keys if MODELS[model].get(k)}
-    return shlex.quote(MODELS[model]["name"]) + " " + options(seed=config["seed"], **chosen)
+    seed = MODELS[model].get("seed", config["seed"])
+    return shlex.quote(MODELS[model]["name"]) + " " + options(seed=seed, **chosen)
 
 
 def study_available(study):

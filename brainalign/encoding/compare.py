@@ -14,7 +14,13 @@ from brainalign.errors import ConfigError, SchemaError
 from brainalign.evaluation.group import compare_samples
 from brainalign.evaluation.significance import percentiles
 
-__all__ = ["compare_models", "compare_subjects", "layer_roi", "partition_roi"]
+__all__ = [
+    "compare_models",
+    "compare_subjects",
+    "layer_roi",
+    "partition_roi",
+    "sampled_score",
+]
 
 _OVER = ("stimuli", "neuroids", "both")
 
@@ -249,6 +255,34 @@ def compare_subjects(
         n_stimuli=np.full(len(results), len(tested)), n_neuroids=n_neuroids, level=level,
     )  # fmt: skip
     return ds.assign_attrs(measure=measure, **_drawn(first[models[0]]))
+
+
+def sampled_score(
+    result: EncodingResult, *, measure: str = "normalised", roi: str | None = None
+) -> tuple[float, NDArray[np.float64]]:
+    """Mean score of a region, and the same in every bootstrap sample of the stimuli.
+
+    Parameters
+    ----------
+    result : EncodingResult
+        One subject and model; each neuroid is predicted from the layer chosen for it in the
+        training folds.
+    measure : {"r", "normalised"}
+        As in `layer_roi`.
+    roi : str, optional
+        By default all neuroids that lie in a region, or all where there is no region.
+
+    Returns
+    -------
+    value : float
+    samples : ndarray, shape (n_bootstrap,)
+    """
+    if roi is None:
+        regions = list(roi_members(result.best))
+        roi = ALL_ROIS if len(regions) > 1 else regions[0]
+    members = roi_members(result.best, [roi])
+    value = _roi_values(result, [NESTED], members, measure)[0, 0]
+    return float(value), _roi_samples(result, [NESTED], members, measure, "stimuli")[:, 0, 0]
 
 
 def _drawn(result: EncodingResult) -> dict[str, int]:
