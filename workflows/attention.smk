@@ -83,8 +83,8 @@ rule attention_profile:
         models=lambda w: options(
             models=sweep_keys("name", "seed", "trained_attention", "attention")
         ),
-    # All cores, to have the machine for itself: times are measured, on one thread.
-    threads: workflow.cores
+    # One thread measures times: give it all cores of the machine (`resources`) where they matter.
+    threads: resource("attention_profile", "threads")
     resources:
         mem_mb=resource("attention_profile", "mem_mb"),
         runtime=resource("attention_profile", "runtime"),
