@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brainalign_kernels._checks import check_qkv, default_scale, expand_heads
+from brainalign_kernels._checks import check_mask, check_qkv, default_scale, expand_heads
 from brainalign_kernels._dispatch import Operation, Path
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.reversed import reference, vjp
@@ -38,8 +38,7 @@ def _check(
         raise ShapeError(
             f"gate must have shape (B, N) {(q.shape[0], q.shape[2])}; got {tuple(gate.shape)}."
         )
-    if mask is not None and mask.ndim != 4:
-        raise ShapeError(f"mask must have 4 axes (B, H, N, S), any of them 1; got {mask.ndim}.")
+    check_mask(q, k, mask)
 
 
 def reversed_attention(

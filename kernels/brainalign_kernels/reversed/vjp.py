@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from brainalign_kernels._checks import expand_heads
 from brainalign_kernels.reversed.reference import sent
+from brainalign_kernels.softmax.sdpa import open_rows
 
 __all__ = ["missing", "reversed_attention"]
 
@@ -136,15 +137,7 @@ def reversed_attention(
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         return q.new_zeros((*k.shape[:3], v.shape[-1])) + 0 * (q.sum() + k.sum() + v.sum())
     if mask is not None:
-        if is_causal:
-            causal = torch.ones((q.shape[2], k.shape[2]), dtype=torch.bool, device=q.device).tril()
-            if mask.dtype == torch.bool:
-                mask = mask & causal
-            else:
-                mask = mask.masked_fill(~causal, -torch.inf)
-        empty = ~mask if mask.dtype == torch.bool else mask == -torch.inf
-        empty = empty.all(dim=-1, keepdim=True)
-        # A child without parents sees them all here, and sends nothing.
-        mask = mask | empty if mask.dtype == torch.bool else mask.to(q.dtype).masked_fill(empty, 0)
+        # A child without parents sees them all, and sends nothing.
+        mask, empty = open_rows(mask, is_causal, q, k)
         mask, v, is_causal = mask.detach(), v.masked_fill(empty, 0.0), False
     return _send(q, k, v, mask, is_causal, scale)
