@@ -7,14 +7,14 @@ from torch import Tensor
 from brainalign_kernels._checks import check_mask, check_qkv, default_scale, expand_heads
 from brainalign_kernels._dispatch import Operation, Path
 from brainalign_kernels.errors import ShapeError
-from brainalign_kernels.reversed import reference, vjp
+from brainalign_kernels.reversed import blocks, reference
 
 __all__ = ["dependency_mask", "pruning_scores", "reversed_attention"]
 
 OPERATION = Operation(
     "reversed_attention",
     reference.reversed_attention,
-    compiled=Path(vjp.reversed_attention, vjp.missing),
+    compiled=Path(blocks.reversed_attention, blocks.missing),
 )
 
 
@@ -78,8 +78,8 @@ def reversed_attention(
     scale : float, optional
         s; by default D^-1/2.
     impl : {"auto", "reference", "compiled"}
-        "compiled" is the backward pass of PyTorch's scaled_dot_product_attention, without
-        (N, S) arrays; it gives no gradient for the mask, and no second derivatives.
+        "compiled" goes by blocks of children, without (N, S) arrays; it gives no gradient for the
+        mask, and no second derivatives.
 
     Returns
     -------
