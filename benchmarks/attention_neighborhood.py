@@ -29,9 +29,9 @@ SIDES = {"full": (16, 32, 45, 64, 90, 128), "small": (16, 32)}
 BETTER_FROM = 1024
 DENSE, FLEX = "SDPA, dense mask", "FlexAttention"
 #: Most tokens at which the dense mask runs.
-LIMIT = {False: 16384, True: 8192}
+LIMIT = 8192
 #: FlexAttention is compiled anew for each size, which takes longer than it runs.
-FLEX_SIDES = (32, 64, 128)
+FLEX_SIDES = (32, 64, 90)
 
 
 def exact_rows(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, side: int) -> tuple[Tensor, ...]:
@@ -53,7 +53,7 @@ def attentions(side: int, *, backward: bool) -> dict[str, Callable[..., Tensor]]
     n = side * side
     options = {"shape": (side, side), "kernel_size": KERNEL}
     found = {"ours": lambda *x: neighborhood_attention(*x, **options)}
-    if n <= LIMIT[backward]:
+    if n <= LIMIT:
         mask = neighborhood_mask(**options)
         found[DENSE] = lambda *x: scaled_dot_product_attention(*x, attn_mask=mask)
     if not backward and side in FLEX_SIDES:
