@@ -20,7 +20,7 @@ from brainalign.data.store import read, write
 from brainalign.data.studies import Study
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError
 from brainalign.evaluation import gram, layer_roi_cka, layer_roi_rsa, linear_cka, resampled_cka
-from brainalign.evaluation.rsa import compare_rdms, evaluate_rdms, rdm, stack_rdms
+from brainalign.evaluation.rsa import compare_rdms, dissimilarity, evaluate_rdms, rdm, stack_rdms
 from brainalign.evaluation.sections import layer_roi_section
 from brainalign.features import write_manifest
 
@@ -62,6 +62,18 @@ def test_debiased_cka_ignores_rotation_scale_and_shift():
     turned = np.linalg.qr(rng.standard_normal((12, 12)))[0]
     assert linear_cka(X, 7 * Y @ turned + 5) == pytest.approx(linear_cka(X, Y), abs=1e-12)
     assert linear_cka(X, -3 * X) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n", [7, 10, 30, 999])
+@pytest.mark.parametrize("debiased", [True, False])
+def test_constant_features_have_no_cka_and_constant_patterns_no_correlation(n, debiased):
+    Y = np.random.default_rng(0).standard_normal((n, 3))
+    assert np.isnan(linear_cka(np.full((n, 3), 0.1), Y, debiased=debiased))
+    assert not gram(np.full((n, 3), 0.1)).any()
+    patterns = Y[:8]
+    patterns[2] = 0.1
+    pairs = dissimilarity(np.tile(patterns, n), measure="correlation")[2]
+    assert np.isnan(np.delete(pairs, 2)).all()
 
 
 def test_debiased_cka_is_0_for_independent_features_where_the_biased_is_not():

@@ -112,6 +112,8 @@ def test_ncsnr_edges():
     assert noise_ceiling(np.inf, 1) == 1
     np.testing.assert_array_equal(ncsnr(np.array([1.0, 1, 2, 2]), list("aabb")), [np.inf])
     assert np.isnan(ncsnr(np.ones(4), list("aabb"))).all()
+    # A mean of equal numbers need not be that number.
+    assert np.isnan(ncsnr(np.full(30, 0.1), np.repeat(np.arange(10), 3))).all()
     with pytest.raises(SchemaError, match="No stimulus is repeated among 3"):
         ncsnr(np.ones((3, 2)), list("abc"))
     with pytest.raises(ConfigError):
@@ -398,6 +400,16 @@ def test_bootstrap_interval_covers_the_mean():
         interval = bootstrap_ci(np.mean, x, n_bootstrap=200, seed=seed)
         covered += interval.low <= 1 <= interval.high
     assert 0.86 < covered / 200 < 0.99
+
+
+@pytest.mark.parametrize("value", [0.1, 1e5 + 0.1])
+@pytest.mark.parametrize("n", [12, 30, 999])
+def test_constant_values_have_no_reliability(n, value):
+    y = np.random.default_rng(0).standard_normal((n, 2))
+    y[:, 0] = value
+    ids = np.arange(n) // 3
+    for found in (ncsnr(y, ids), split_half(y, ids)):
+        np.testing.assert_array_equal(np.isnan(found), [True, False])
 
 
 def test_cka():

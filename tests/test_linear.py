@@ -171,6 +171,32 @@ def test_float32_is_close_to_float64(cv, shape):
     np.testing.assert_allclose(narrow.predict(X), wide.predict(X), atol=1e-3)
 
 
+@pytest.mark.parametrize("cv", [3, "loo", "gcv"])
+@pytest.mark.parametrize("shape", [(30, 50), (20, 20), (40, 8)])
+@pytest.mark.parametrize("scale", [1e-13, 1e-6, 1e6])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_units_of_x_change_nothing(cv, shape, scale, intercept):
+    X, Y = problem(*shape, 3, 0)
+    options = {"cv": cv, "fit_intercept": intercept}
+    one = Ridge(ALPHAS, **options).fit(X, Y)
+    other = Ridge(ALPHAS * scale**2, **options).fit(X * scale, Y)
+    np.testing.assert_allclose(other.cv_scores_, one.cv_scores_, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(other.coef_ * scale, one.coef_, rtol=1e-9, atol=1e-9)
+
+
+def test_kfold_without_intercept_of_data_far_from_zero():
+    X, Y = problem(20, 3, 3, 0, offset=200.0)
+    folds = list(KFold(2).split(X))
+    ours = Ridge(ALPHAS, cv=folds, fit_intercept=False).fit(X, Y).cv_scores_
+    for alpha, found in zip(ALPHAS, ours, strict=True):
+        peer = SklearnRidge(alpha, fit_intercept=False, solver="svd")
+        expected = [
+            r2_score(Y[b], peer.fit(X[a], Y[a]).predict(X[b]), multioutput="raw_values")
+            for a, b in folds
+        ]
+        np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-8, atol=1e-8)
+
+
 def test_batches_of_targets_change_nothing():
     X, Y = problem(25, 10, 11, 3)
     for cv in (3, "loo", "gcv"):

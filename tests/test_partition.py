@@ -61,6 +61,7 @@ def test_product_measure_is_undefined_where_nothing_varies():
     y[:, 1] = 4.0
     shares = product_measure(y, np.stack([0.5 * y, 0.2 * y]))
     assert np.isnan(shares[:, 1]).all() and np.isfinite(shares[:, [0, 2]]).all()
+    assert np.isnan(product_measure(y[:, 0], np.full((2, 20), 0.1), measure="r")).all()
     with pytest.raises(SchemaError, match="contributions"):
         product_measure(y, y)
     with pytest.raises(ConfigError, match="measure is 'R2'"):

@@ -73,7 +73,7 @@ def ncsnr(responses: ArrayLike, stimulus_id: ArrayLike) -> NDArray[np.float64]:
     noise = ((y - mean[index]) ** 2).sum(axis=0) / (count - 1).sum()
     signal = np.maximum(0, mean.var(axis=0, ddof=1) - noise * np.mean(1 / count))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.sqrt(signal / noise))
+        return np.where(_constant(y), np.nan, np.sqrt(signal / noise))
 
 
 def noise_ceiling(ncsnr: ArrayLike, repeats: ArrayLike) -> NDArray[np.float64]:
@@ -133,7 +133,7 @@ def split_half(
     Returns
     -------
     ndarray, shape (n_neuroids,)
-        Negative estimates are 0.
+        Negative estimates are 0; NaN where all values are equal.
 
     Raises
     ------
@@ -158,7 +158,8 @@ def split_half(
     r = total / n_splits
     repeats = np.array([len(members) for members in rows])
     m = np.mean(1 / (repeats // 2)) / np.mean(1 / repeats)
-    return np.asarray(np.clip(m * r / (1 + (m - 1) * np.maximum(r, 0)), 0, 1))
+    reliability = np.clip(m * r / (1 + (m - 1) * np.maximum(r, 0)), 0, 1)
+    return np.where(_constant(y[np.concatenate(rows)]), np.nan, reliability)
 
 
 def leave_one_subject_out(responses: ArrayLike, *, units: str = "r") -> SubjectCeiling:
@@ -351,6 +352,10 @@ def _group_mean(
     order = np.argsort(index, kind="stable")
     starts = np.concatenate([[0], np.cumsum(count)[:-1]])
     return np.asarray(np.add.reduceat(y[order], starts, axis=0) / count[:, None])
+
+
+def _constant(y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray((y == y[:1]).all(axis=0))
 
 
 def _correlate(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -34,14 +34,16 @@ def gram(X: NDArray | xr.DataArray, *, centre: str = "columns") -> NDArray[np.fl
     n, p = X.shape
     step = max(1, _BLOCK // n)
     blocks = [slice(k, min(k + step, p)) for k in range(0, p, step)]
-    means = np.zeros((n, 1))
+    # What is constant becomes 0 without rounding once its first value is subtracted.
+    first, means = np.asarray(X[:, :1], dtype=np.float64), np.zeros((n, 1))
     if centre == "rows":
         for columns in blocks:
-            means += np.asarray(X[:, columns], dtype=np.float64).sum(axis=1, keepdims=True) / p
+            block = np.asarray(X[:, columns], dtype=np.float64) - first
+            means += block.sum(axis=1, keepdims=True) / p
     made = np.zeros((n, n))
     for columns in blocks:
         block = np.asarray(X[:, columns], dtype=np.float64)
-        block = block - (means if centre == "rows" else block.mean(axis=0))
+        block = block - first - means if centre == "rows" else _centred(block)
         made += block @ block.T
     return made
 
@@ -91,7 +93,7 @@ def linear_cka(X: ArrayLike, Y: ArrayLike, *, debiased: bool = True) -> float:
     if n < (4 if debiased else 2):
         raise SchemaError(f"CKA needs at least {4 if debiased else 2} stimuli; got {n}.")
     # HSIC does not depend on the means; without them less is lost to rounding.
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    a, b = _centred(a), _centred(b)
     k, m = (a * a).sum(axis=1), (b * b).sum(axis=1)
     if p * p + p * q + q * q < n * (p + q):
         inner = [float((u.T @ v).ravel() @ (u.T @ v).ravel()) for u, v in ((a, b), (a, a), (b, b))]
@@ -199,6 +201,12 @@ def resampled_cka(
         good = (norms[0] > 0)[:, :, None] & (norms[1] > 0)[:, None, :]
         parts.append(torch.where(good, cross / product.clamp_min(0).sqrt(), torch.nan))
     return torch.cat(parts).cpu().numpy()
+
+
+def _centred(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Subtract the mean of each column; a constant one becomes exactly 0."""
+    x = x - x[:1]
+    return x - x.mean(axis=0)
 
 
 def _unit(x: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:

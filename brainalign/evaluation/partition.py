@@ -71,6 +71,8 @@ def product_measure(
     mean = y.mean(axis=0) if baseline is None or measure == "r" else np.asarray(baseline)
     y = y - mean
     if measure == "r":
+        predicted = parts.sum(axis=0)
+        constant |= (predicted == predicted[:1]).all(axis=0)
         parts = parts - parts.mean(axis=1, keepdims=True)
     whole = parts.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -380,7 +380,9 @@ class _KFold:
                     f"Validation fold {k} has {len(test)} row(s); R^2 needs at least two.",
                     'Use fewer folds, or cv="loo" for leave-one-out.',
                 )
-        tolerance = TOLERANCE[X.dtype] if tolerance is None else tolerance
+        if tolerance is None:
+            # Responses that are not centred may be large beside what they differ by.
+            tolerance = TOLERANCE[X.dtype] * (1 if design.centred else 0.01)
         self.folds = [_Fold(design, train, test, alphas, tolerance) for train, test in pairs]
         self.X = X
         self.factors = factors

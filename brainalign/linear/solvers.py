@@ -244,7 +244,8 @@ def kernel_eigh(kernel: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
         return eigh(kernel)
     # The constant direction is lifted above all others and dropped, so that what remains is
     # orthogonal to it even where X has further null directions.
-    lifted = kernel + torch.linalg.norm(kernel).clamp(min=1.0) * 2 / len(kernel)
+    size = torch.linalg.norm(kernel)
+    lifted = kernel + torch.where(size > 0, size, 1.0) * 2 / len(kernel)
     values, vectors = eigh(lifted)
     return values[:-1], vectors[:, :-1]
 
@@ -262,7 +263,7 @@ def singular(X: Tensor, orthogonal: bool) -> tuple[Tensor, Tensor, Tensor]:
     If `orthogonal`, all left vectors are orthogonal to the constant, as the columns of X are.
     """
     if orthogonal:  # see `kernel_eigh`
-        lift = X.new_full((len(X), 1), 2 * float(torch.linalg.norm(X).clamp(min=1.0)))
+        lift = X.new_full((len(X), 1), 2 * float(torch.linalg.norm(X)) or 1.0)
         left, size, right = torch.linalg.svd(torch.cat([X, lift], dim=1), full_matrices=False)
         left, size, right = left[:, 1:], size[1:], right[1:, :-1]
     else:
