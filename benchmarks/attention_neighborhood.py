@@ -28,8 +28,8 @@ HEADS, CHANNELS, KERNEL = 4, 64, 7
 SIDES = {"full": (16, 32, 45, 64, 90, 128), "small": (16, 32)}
 BETTER_FROM = 1024
 DENSE, FLEX = "SDPA, dense mask", "FlexAttention"
-#: Most tokens at which the dense mask runs.
-LIMIT = 8192
+#: Most tokens at which the dense mask runs, forwards and backwards.
+LIMIT = {False: 8192, True: 4096}
 #: FlexAttention is compiled anew for each size, which takes longer than it runs.
 FLEX_SIDES = (32, 64, 90)
 
@@ -53,7 +53,7 @@ def attentions(side: int, *, backward: bool) -> dict[str, Callable[..., Tensor]]
     n = side * side
     options = {"shape": (side, side), "kernel_size": KERNEL}
     found = {"ours": lambda *x: neighborhood_attention(*x, **options)}
-    if n <= LIMIT:
+    if n <= LIMIT[backward]:
         mask = neighborhood_mask(**options)
         found[DENSE] = lambda *x: scaled_dot_product_attention(*x, attn_mask=mask)
     if not backward and side in FLEX_SIDES:
