@@ -8,7 +8,7 @@
 
 from snakemake.utils import min_version
 
-from brainalign.config import validate_config
+from brainalign.config import joint_models, validate_config
 
 min_version("9.3")
 
@@ -27,6 +27,7 @@ include: "workflows/responses.smk"
 include: "workflows/features.smk"
 include: "workflows/encoding.smk"
 include: "workflows/evaluation.smk"
+include: "workflows/attention.smk"
 include: "workflows/report.smk"
 include: "workflows/small_models.smk"
 

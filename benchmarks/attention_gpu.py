@@ -135,13 +135,6 @@ def training(attend: Callable[..., Tensor], inputs: list[Tensor], cotangent: Ten
     return work
 
 
-def relative(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value; infinite if a value is not finite."""
-    if not bool(torch.isfinite(got).all()):
-        return float("inf")
-    return float((got.double() - expected).abs().max() / expected.abs().max())
-
-
 def gradient_errors(
     attend: Callable[..., Tensor], inputs: list[Tensor], cotangent: Tensor
 ) -> dict[str, float]:
@@ -149,7 +142,7 @@ def gradient_errors(
     got = training(lambda *x: attend(*x, impl=_ours(inputs[0])), inputs, cotangent)()
     exact = [x.double() for x in inputs]
     expected = training(lambda *x: attend(*x, impl="reference"), exact, cotangent.double())()
-    return {f"d{n}": relative(a, b) for n, a, b in zip("qkv", got, expected, strict=True)}
+    return {f"d{n}": harness.relative(a, b) for n, a, b in zip("qkv", got, expected, strict=True)}
 
 
 def _ours(x: Tensor) -> str:
@@ -179,7 +172,7 @@ def lightning(card: Card, n: int, *, backward: bool) -> dict[str, Any]:
     past = rows[:, None] - torch.arange(n, device=card.device)
     decay = (rates[0].double() * past).masked_fill(past < 0, -torch.inf).exp()
     scores = (q[0, 0, rows].double() @ k[0, 0].double().T) * decay
-    errors = {"output": relative(ours(q, k, v)[0, 0, rows], scores @ v[0, 0].double())}
+    errors = {"output": harness.relative(ours(q, k, v)[0, 0, rows], scores @ v[0, 0].double())}
     tokens = card.heads * n
     inner = 2 * (2 * CHUNK * CHANNELS + 2 * CHANNELS**2)
     if backward:
@@ -231,7 +224,7 @@ def neighborhood(
     mask = mask_mod(zero, zero, rows[:, None], torch.arange(n, device=card.device)[None])
     logits = q[0, 0, rows].double() @ k[0, 0].double().T * CHANNELS**-0.5
     weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)
-    errors = {"output": relative(ours(q, k, v)[0, 0, rows], weights @ v[0, 0].double())}
+    errors = {"output": harness.relative(ours(q, k, v)[0, 0, rows], weights @ v[0, 0].double())}
     if backward:
         short = (kernel + 3, max(kernel, 6))
         cut = [x[:, :1, : short[0] * short[1]] for x in (q, k, v, cotangent)]
@@ -307,7 +300,7 @@ def lightnet(card: Card, n: int, *, backward: bool) -> dict[str, Any]:
     for row in rows.tolist():
         weights = k[0, 0, : row + 1].double().softmax(0)
         exact.append(q[0, 0, row].double() @ (weights.T @ v[0, 0, : row + 1].double()))
-    errors = {"output": relative(ours(q, k, v)[0, 0, rows], torch.stack(exact))}
+    errors = {"output": harness.relative(ours(q, k, v)[0, 0, rows], torch.stack(exact))}
     peers: dict[str, Callable[..., Tensor]] = {"ours": ours, "softmax (PyTorch)": softmax}
     if backward:
         short = [x[:, :1, :100] for x in (q, k, v, cotangent)]

@@ -6,8 +6,6 @@ The two compute different things; what is compared is what a causal token mixer 
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,30 +33,6 @@ def exact_rows(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, rows: Tensor)
     return ((q @ k.transpose(-1, -2)) * decay) @ v
 
 
-def relative(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value."""
-    return float((got.double() - expected).abs().max() / expected.abs().max())
-
-
-def peak_mib(work: Callable[[], Any]) -> float | None:
-    """Resident memory that `work` needs at most beyond what is held before; None if not told."""
-    try:
-        gc.collect()
-        # What the allocator kept from earlier work would hide what this work takes.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
-        work()
-        return (_resident("VmHWM") - before) / 1024
-    except (AttributeError, OSError):
-        return None
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
-
-
 def case(n: int, repeats: int, *, backward: bool) -> dict[str, Any]:
     source = torch.Generator().manual_seed(0)
     q, k, v, cotangent = torch.randn((4, 1, HEADS, n, CHANNELS), generator=source).unbind(0)
@@ -79,16 +53,17 @@ def case(n: int, repeats: int, *, backward: bool) -> dict[str, Any]:
     }
     rows = torch.arange(n - 1, -1, -max(1, n // 16))
     made = works["ours"]()
-    errors = {"output": relative(made[0][:, :, rows], exact_rows(q, k, v, rates, rows))}
+    errors = {"output": harness.relative(made[0][:, :, rows], exact_rows(q, k, v, rates, rows))}
     if backward:
         # dq attends from the cotangent over v to k; dk and dv do so with time reversed.
         back = [x.flip(2) for x in (q, k, v, cotangent)]
-        dq, dk, dv = made[1], made[2].flip(2), made[3].flip(2)
-        errors["dq"] = relative(dq[:, :, rows], exact_rows(cotangent, v, k, rates, rows))
-        errors["dk"] = relative(dk[:, :, rows], exact_rows(back[2], back[3], back[0], rates, rows))
-        errors["dv"] = relative(dv[:, :, rows], exact_rows(back[1], back[0], back[3], rates, rows))
+        made_back = (made[1], made[2].flip(2), made[3].flip(2))
+        operands = ((cotangent, v, k), (back[2], back[3], back[0]), (back[1], back[0], back[3]))
+        for name, got, x in zip(("dq", "dk", "dv"), made_back, operands, strict=True):
+            expected = exact_rows(*x, rates, rows)
+            errors[name] = harness.relative(got[:, :, rows], expected)
     del made
-    memory = {name: peak_mib(work) for name, work in works.items()}
+    memory = {name: harness.peak_mib(work) for name, work in works.items()}
     times = harness.median_times(works, repeats)
     kind = "forward and backward" if backward else "forward"
     return harness.row(
@@ -110,7 +85,7 @@ def main() -> None:
         for n in LENGTHS[args.size]:
             name = f"{'backward' if backward else 'forward'} {n}"
             if args.only in name:
-                rows.append(case(n, min(args.repeats, 3), backward=backward))
+                rows.append(case(n, args.repeats, backward=backward))
     raise SystemExit(not harness.record("attention_lightning", rows, args.out))
 
 

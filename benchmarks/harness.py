@@ -7,6 +7,7 @@ it is accurate and as fast as was claimed; an inaccurate row fails whatever its 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import gc
 import json
@@ -63,6 +64,32 @@ def median_times(
         name: {"median_s": statistics.median(t), "all_s": [round(x, 5) for x in t]}
         for name, t in times.items()
     }
+
+
+def peak_mib(work: Callable[[], Any]) -> float | None:
+    """Resident memory that `work` needs at most beyond what is held before; None if not told."""
+    try:
+        gc.collect()
+        # What the allocator kept from earlier work would hide what this work takes.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        work()
+        return (_resident("VmHWM") - before) / 1024
+    except (AttributeError, OSError):
+        return None
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest value; infinite if a value is not finite."""
+    if not bool(torch.isfinite(got).all()):
+        return float("inf")
+    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
 def checked(accuracy: Mapping[str, tuple[float, str, float]]) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,11 @@ SECTIONS = {
     "One subject of the size of NSD, from disk to disk": ("nsd",),
     "On a GPU": ("gpu",),
 }
+#: Sections on attention, whose rows tell several peers and the memory of each.
+ATTENTION = {
+    "Attention on the CPU": ("attention_lightning", "attention_neighborhood"),
+    "Attention on a GPU": ("attention_gpu",),
+}
 #: Entries of a row's work that the table tells, with the word for their unit.
 SIZES = {
     "targets": "targets", "n_targets": "targets", "channels": "channels", "alphas": "alphas",
@@ -40,7 +45,8 @@ Ratios travel between machines better than times do: run the scripts on yours.
 ```bash
 make setup                                        # or: pip install himalaya mtrf
 OMP_NUM_THREADS=2 python benchmarks/ridge.py     # and banded.py, trf.py, rsa.py, nsd.py, scaling.py
-python benchmarks/gpu.py                         # on a machine with a CUDA device
+OMP_NUM_THREADS=2 python benchmarks/attention_lightning.py    # and attention_neighborhood.py
+python benchmarks/gpu.py                         # on a machine with a CUDA device; attention_gpu.py
 python benchmarks/report.py
 ```
 """
@@ -82,6 +88,66 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def attention_table(rows: list[dict[str, Any]]) -> str:
+    """Time and peak memory of ours and of each peer; on a GPU the shares of the card's limits."""
+    rows = [row for row in rows if "times" in row]
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        # A case is stored once for each peer, with the times of all.
+        known = merged.setdefault(row["case"], {**row, "passed": True})
+        known["passed"] &= row.get("passed", True)
+    names = list(dict.fromkeys(name for row in rows for name in row["times"]))
+    heads = [f"{name} (s; MiB)" for name in names]
+    lines = [
+        f"| work | {' | '.join(heads)} | share of the limit | accuracy |",
+        "|---|" + "---:|" * (len(names) + 1) + "---|",
+    ]
+    for case, row in merged.items():
+        memory = row["work"].get("peak_mib") or row["work"].get("peak_device_mib") or {}
+        cells = [case + ("" if row["passed"] else " **(failed)**")]
+        for name in names:
+            time, peak = row["times"].get(name), memory.get(name)
+            told = "" if time is None else seconds(time["median_s"])
+            cells.append(told + (f"; {peak:,.0f}" if told and peak is not None else ""))
+        shares = [row["work"].get(f"share_of_{x}") for x in ("matrix_rate", "bandwidth")]
+        cells.append("" if None in shares else f"{max(shares):.0%}")
+        errors = [c["value"] for n, c in row["accuracy"].items() if n.startswith("error")]
+        worst = max(errors, default=None)
+        cells.append("" if worst is None else f"largest error {worst:.1g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_attention(records: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory of a forward and backward pass against the number of tokens."""
+    plt.rcParams["svg.hashsalt"] = "brainalign"
+    figure, axes = plt.subplots(2, len(records), figsize=(9.5, 5.4), squeeze=False)
+    colours = {"ours": "#20639b", "softmax (PyTorch)": "#b4552d", "SDPA, dense mask": "#b4552d",
+               "FlexAttention": "#5b8c5a"}  # fmt: skip
+    for column, made in zip(axes.T, records, strict=True):
+        for name, colour in colours.items():
+            for kind, style in (("forward,", "--"), ("forward and backward", "-")):
+                rows = [r for r in made["rows"] if kind in r["case"] and name in r["times"]]
+                points = {r["work"]["tokens"]: r for r in rows}
+                x = sorted(points)
+                if not x:
+                    continue
+                time = [points[n]["times"][name]["median_s"] for n in x]
+                memory = [points[n]["work"]["peak_mib"][name] or float("nan") for n in x]
+                label = f"{name}, {kind.rstrip(',')}"
+                for ax, y in zip(column, (time, memory), strict=True):
+                    ax.plot(x, y, style, color=colour, marker="o", markersize=3, label=label)
+        for ax, unit in zip(column, ("seconds", "peak MiB"), strict=True):
+            ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel=unit)
+            ax.grid(alpha=0.25)
+            ax.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(made["benchmark"].removeprefix("attention_"), fontsize=10)
+        column[0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def sizes(row: dict[str, Any]) -> str:
@@ -150,6 +216,21 @@ def main() -> None:
             continue
         parts.append(table([row for made in here for row in made["rows"]]) + "\n")
         parts.append(machine(here) + "\n")
+    for title, names in ATTENTION.items():
+        parts.append(f"## {title}\n")
+        here = [found[name] for name in names if name in found]
+        if not here:
+            parts.append("Not measured yet.\n")
+            continue
+        for made in here:
+            parts.append(attention_table(made["rows"]) + "\n")
+        parts.append(machine(here) + "\n")
+        if "peak_mib" in here[0]["rows"][0]["work"]:
+            plot_attention(here, DOCS / "images" / "attention_cpu.svg")
+            parts.append(
+                "![Seconds and peak memory against tokens, for ours and PyTorch's attentions]"
+                "(images/attention_cpu.svg)\n"
+            )
     if "scaling" in found:
         plot_scaling(found["scaling"], DOCS / "images" / "scaling.svg")
         work = found["scaling"]["rows"][0]["work"]

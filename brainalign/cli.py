@@ -42,6 +42,7 @@ def _model(args: argparse.Namespace) -> Any:
         std=args.std,
         image_size=args.image_size,
         seed=args.seed,
+        trained_attention=args.trained_attention,
     )
 
 
@@ -182,22 +183,99 @@ def _features(args: argparse.Namespace) -> int:
     return 0
 
 
+def _profile(args: argparse.Namespace) -> int:
+    import torch
+
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.features import load_model, profile_attention
+    from brainalign.small_models.clip import PROMPTS
+
+    torch.set_num_threads(1)
+    stimuli = read_stimuli(args.stimuli)
+    truth = stimuli.index["category"].values.astype(str).tolist()
+    prompts = {label: [f"a picture of {words}"] for label, words in PROMPTS.items()}
+    profiles = {}
+    for name, settings in args.models.items():
+        swapped = settings.pop("attention", None)
+        model = load_model(settings.pop("name"), device="cpu", **settings)
+        profiles[name] = profile_attention(
+            model, stimuli, attention=swapped, prompts=prompts, truth=truth
+        )
+    _write_json(profiles, args.out)
+    return 0
+
+
+def _attention_sweep(args: argparse.Namespace) -> int:
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+    from brainalign.encoding.attention_sweep import sweep_section_from_folders
+
+    section = sweep_section_from_folders(
+        args.models,
+        mechanisms=args.mechanisms,
+        reference=args.reference,
+        profiles=args.profiles,
+        layer=args.layer,
+        rsa=args.rsa,
+        features=args.features,
+        encoded=args.encoded,
+        budget=args.budget,
+        titles=args.titles,
+        generator=args.generator,
+        bootstraps=args.bootstraps,
+        seed=args.seed,
+    )
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
+    return 0
+
+
 def _encode(args: argparse.Namespace) -> int:
     from brainalign.data.stimuli import read_stimuli
     from brainalign.data.store import provenance, read
-    from brainalign.encoding import encode, write_result
+    from brainalign.encoding import encode, joint_features, write_result
+    from brainalign.encoding.timeseries import backward
     from brainalign.features import read_manifest
 
-    stimuli = read_stimuli(args.stimuli)
+    models = {path.stem: read_manifest(path) for path in args.features}
+    features, spaces = next(iter(models.values())), None
+    if args.regression != "ridge":
+        features, spaces = joint_features(models, args.spaces)
+    elif len(models) > 1 or args.spaces:
+        raise ConfigError(
+            "Ridge takes the layers of one model.",
+            "Use --regression banded or stacking for several models and their feature spaces.",
+        )
+    responses = read(args.responses, "responses")
+    if args.direction == "backward":
+        features, responses = backward(features, responses)
+    stimuli = None if args.stimuli is None else read_stimuli(args.stimuli)
+    embedding = None
+    if args.embedding is not None:
+        manifest, layer = args.embedding
+        layers = read_manifest(Path(manifest))
+        if layer not in layers:
+            raise ConfigError(f"{manifest} holds no layer {layer!r}.{near(layer, layers)}")
+        embedding = layers[layer]
     result = encode(
-        read_manifest(args.features),
-        read(args.responses, "responses"),
+        features,
+        responses,
         splits=args.folds,
+        clusters=args.clusters,
+        embedding=embedding,
+        regression=args.regression,
+        spaces=spaces,
+        partition=args.partition,
+        n_iter=args.candidates,
+        delays=None if args.delays is None else tuple(args.delays),
+        direction=args.direction,
         alphas=args.alphas,
         inner_cv=args.inner,
         choose=args.choose,
         bad_neuroids=args.invalid,
-        stimulus_sha256=dict(zip(stimuli.ids, stimuli.sha256, strict=True)),
+        stimulus_sha256=None
+        if stimuli is None
+        else dict(zip(stimuli.ids, stimuli.sha256, strict=True)),
         ceiling_threshold=args.minimum_ceiling,
         permutation="auto" if args.permutations else "none",
         n_permutations=args.permutations,
@@ -211,14 +289,15 @@ def _encode(args: argparse.Namespace) -> int:
     )
     settings = {k: v for k, v in vars(args).items() if k in _ENCODE_SETTINGS}
     # The responses of a part are named by `gather`, so that they are hashed once.
-    inputs = [args.features] if args.part else [args.features, args.responses]
+    inputs = args.features if args.part else [*args.features, args.responses]
     made_by = provenance(config=settings, inputs=inputs, seed=args.seed)
     write_result(result, args.out, provenance=made_by, overwrite=True)
     return 0
 
 
 _ENCODE_SETTINGS = (
-    "alphas", "folds", "inner", "choose", "invalid", "permutations", "bootstraps",
+    "alphas", "folds", "inner", "choose", "invalid", "permutations", "bootstraps", "regression",
+    "spaces", "partition", "candidates", "delays", "direction", "clusters",
 )  # fmt: skip
 
 
@@ -368,6 +447,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=float, nargs=3, help="pixel mean of the preprocessing")
     parser.add_argument("--std", type=float, nargs=3, help="pixel deviation of the preprocessing")
     parser.add_argument("--image-size", type=int, help="side of the input in pixels")
+    parser.add_argument(
+        "--trained-attention", help="what the weights must have been trained with; see --attention"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -436,17 +518,45 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     p = command("encode", _encode, "fit and cross-validate encoding models of one subject")
-    p.add_argument("--features", type=Path, required=True)
-    p.add_argument("--stimuli", type=Path, required=True)
+    p.add_argument("--features", type=Path, nargs="+", required=True, help="of one or more models")
+    p.add_argument("--stimuli", type=Path, help="images, whose hashes tell one under two names")
     p.add_argument("--responses", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--alphas", type=float, nargs="+", default=[10.0**k for k in range(7)])
     p.add_argument("--folds", type=int, default=5)
+    p.add_argument("--clusters", type=int, help="make the folds of whole clusters of images")
+    p.add_argument(
+        "--embedding", nargs=2, metavar=("FEATURES", "LAYER"), help="in which images are clustered"
+    )
     p.add_argument("--inner", type=_inner, default="loo", help="loo, gcv or a number of folds")
     p.add_argument("--choose", choices=("neuroid", "roi", "all"), default="neuroid")
+    p.add_argument(
+        "--regression", choices=("ridge", "banded", "stacking"), default="ridge",
+        help="ridge on each layer, or all feature spaces together",
+    )  # fmt: skip
+    p.add_argument(
+        "--spaces", type=json.loads, metavar="JSON",
+        help='layers of each feature space, as {"low": ["v1"], "high": ["clip/visual.*"]}; '
+        "default: a space a model",
+    )  # fmt: skip
+    p.add_argument(
+        "--partition", choices=("none", "product", "leave_one_out", "subsets"), default="none",
+        help="divide the explained variance among the spaces",
+    )  # fmt: skip
+    p.add_argument("--candidates", type=int, default=50, help="weights of spaces tried by banded")
+    p.add_argument(
+        "--delays", type=float, nargs=2, metavar=("FIRST", "LAST"),
+        help="first and last delay in seconds, for time series",
+    )  # fmt: skip
+    p.add_argument(
+        "--direction", choices=("forward", "backward"), default="forward",
+        help="backward: decode the features from the recording; needs --delays",
+    )  # fmt: skip
     p.add_argument("--permutations", type=int, default=1000)
     p.add_argument("--invalid", choices=("raise", "exclude"), default="raise")
-    p.add_argument("--device", default="auto")
+    p.add_argument(
+        "--device", default="auto", help="several, such as cuda:0,cuda:1, share the neuroids"
+    )
     p.add_argument("--minimum-ceiling", type=float, default=0.05)
     p.add_argument("--bootstraps", type=int, default=1000, help="samples for intervals; 0: none")
     p.add_argument("--predictions", action="store_true", help="write predicted responses too")
@@ -470,6 +580,28 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--bootstraps", type=int, default=1000, help="of rsa; encode draws its own")
     p.add_argument("--id")
     p.add_argument("--title")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command("profile", _profile, "measure cost, reach and accuracy of models' attention")
+    p.add_argument("--models", type=json.loads, required=True, help="by name, as JSON")
+    p.add_argument("--stimuli", type=Path, required=True, help="rendered scenes")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command(
+        "attention-sweep", _attention_sweep, "turn a sweep of attention mechanisms into a section"
+    )
+    p.add_argument("--models", type=json.loads, required=True, help="kind, mechanism, seed: JSON")
+    p.add_argument("--mechanisms", type=json.loads, required=True, help="specifications, as JSON")
+    p.add_argument("--reference", required=True, help="the mechanism to compare with")
+    p.add_argument("--profiles", type=Path, required=True, help="output of `profile`")
+    p.add_argument("--layer", default="", help="whose RDM is scored")
+    p.add_argument("--rsa", type=Path, help="output of `responses` with RDMs")
+    p.add_argument("--features", type=Path, nargs="+", default=[], help="outputs of `features`")
+    p.add_argument("--encoded", type=Path, nargs="+", default=[], help="outputs of `encode`")
+    p.add_argument("--budget", type=json.loads, help="of each training, as JSON")
+    p.add_argument("--titles", type=json.loads, help="of the studies, as JSON")
+    p.add_argument("--generator", default="", help="what the responses were simulated from")
+    p.add_argument("--bootstraps", type=int, default=1000)
     p.add_argument("--out", type=Path, required=True)
 
     p = command("report", _report, "write the HTML report from sections")

@@ -10,7 +10,7 @@ from typing import Any
 
 from brainalign.errors import ConfigError, near
 
-__all__ = ["read_config", "validate_config", "workflow_root"]
+__all__ = ["joint_models", "read_config", "sweep_models", "validate_config", "workflow_root"]
 
 
 def workflow_root() -> Path:
@@ -117,7 +117,123 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
             )
     for name, model in completed["models"].items():
         model.setdefault("title", name)
+    for name, joint in completed["encoding"]["joint"].items():
+        joint.setdefault("title", name)
+        if name in completed["models"]:
+            raise ConfigError(f"{name!r} names a model and a joint model.", "Rename one.")
+        for model in joint_models(joint):
+            if model not in completed["models"]:
+                raise ConfigError(
+                    f"encoding.joint.{name} names the model {model!r}, which is not under models."
+                    f"{near(model, completed['models'])}"
+                )
+    clusters = completed["encoding"].get("clusters")
+    if clusters is not None and clusters["model"] not in completed["models"]:
+        raise ConfigError(
+            f"encoding.clusters names the model {clusters['model']!r}, which is not under models."
+            f"{near(clusters['model'], completed['models'])}"
+        )
+    if clusters is not None and clusters["n"] < completed["encoding"]["folds"]:
+        raise ConfigError(
+            f"encoding.clusters.n is {clusters['n']}, fewer than the "
+            f"{completed['encoding']['folds']} folds that are made of them."
+        )
+    for name, study in completed["studies"].items():
+        if "direction" in study and "delays" not in study:
+            raise ConfigError(f"The study {name!r} has a direction, but no delays.")
+        if "delays" in study and not study["delays"][0] <= study["delays"][1]:
+            raise ConfigError(f"The delays of {name!r} must be first and last, in seconds.")
+    if "attention_sweep" in completed:
+        _check_sweep(completed)
     return completed
+
+
+def _check_sweep(config: dict[str, Any]) -> None:
+    """Refuse a sweep whose parts are not there, and fill in what follows from others."""
+    sweep, studies = config["attention_sweep"], config["studies"]
+    if sweep["reference"] not in sweep["mechanisms"]:
+        raise ConfigError(
+            f"attention_sweep.reference is {sweep['reference']!r}, which is not among its "
+            f"mechanisms.{near(sweep['reference'], sweep['mechanisms'])}"
+        )
+    if sweep["swapped"] and sweep["mechanisms"][sweep["reference"]] != "softmax":
+        raise ConfigError(
+            "attention_sweep.swapped puts mechanisms into weights trained with softmax, but the "
+            f"reference is {sweep['mechanisms'][sweep['reference']]!r}.",
+            "Set swapped: false, or make softmax the reference.",
+        )
+    if "rsa" not in sweep and "encoding" not in sweep:
+        raise ConfigError("attention_sweep names no study: give rsa, encoding, or both.")
+    sweep.setdefault("measured_on", sweep.get("encoding"))
+    for role in ("rsa", "encoding", "measured_on"):
+        name = sweep.get(role)
+        if name is not None and name not in studies:
+            raise ConfigError(
+                f"attention_sweep.{role} is {name!r}, which is not under studies."
+                f"{near(name, studies)}"
+            )
+    name = sweep["measured_on"]
+    if name is None or studies[name]["loader"] != "simulated":
+        raise ConfigError(
+            f"attention_sweep.measured_on must be a simulated study, whose scenes have captions; "
+            f"it is {name!r}.",
+        )
+    if config["seed"] in sweep["seeds"]:
+        raise ConfigError(
+            f"Seed {config['seed']} renders the scenes of the simulated study and is one of "
+            "attention_sweep.seeds, which render the scenes of training.",
+            "Choose another seed, such as 10000: no training may use it.",
+        )
+    clash = [m for m in sweep_models(config) if m in config["models"]]
+    if clash:
+        raise ConfigError(f"The model key {clash[0]!r} is needed by attention_sweep: rename it.")
+
+
+def sweep_models(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the models of the attention sweep: what ``models`` would hold, had it named them.
+
+    Parameters
+    ----------
+    config : mapping
+        Of `validate_config`.
+
+    Returns
+    -------
+    dict of str to dict
+        By key ``KIND-MECHANISM-SEED``; KIND is ``trained``, ``untrained`` (the same network before
+        its first step) or ``swapped`` (the mechanism in weights trained with the reference). Each
+        has what a model of the configuration has, and ``kind``, ``mechanism``, ``seed``, and
+        ``folder``, the trained model it is made from. Empty without a sweep.
+    """
+    sweep = config.get("attention_sweep")
+    if sweep is None:
+        return {}
+    models: dict[str, dict[str, Any]] = {}
+    kinds = ["trained", *(k for k in ("untrained", "swapped") if sweep[k])]
+    for kind in kinds:
+        for mechanism, attention in sweep["mechanisms"].items():
+            if kind == "swapped" and mechanism == sweep["reference"]:
+                continue
+            source = sweep["reference"] if kind == "swapped" else mechanism
+            for seed in sweep["seeds"]:
+                folder = f"{config['output']}/attention/models/{source}-{seed}"
+                name = f"open_clip:local-dir:{folder}"
+                models[f"{kind}-{mechanism}-{seed}"] = {
+                    "name": f"random:{name}" if kind == "untrained" else name,
+                    "title": f"{mechanism}, {kind}, seed {seed}",
+                    "kind": kind, "mechanism": mechanism, "seed": seed, "folder": folder,
+                    "trained_attention": sweep["mechanisms"][source],
+                    "attention": attention if kind == "swapped" else None,
+                    "layers": sweep["layers"], "pooling": "mean",
+                    "baseline": False, "optional": False, "options": {},
+                }  # fmt: skip
+    return models
+
+
+def joint_models(joint: Mapping[str, Any]) -> list[str]:
+    """Return the models that a joint model takes features from."""
+    entries = [entry for space in joint["spaces"].values() for entry in space]
+    return list(dict.fromkeys(entry.partition("/")[0] for entry in entries))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import mmap
 import os
 from pathlib import Path
 
-__all__ = ["free_bytes", "peak_bytes", "resident_bytes"]
+__all__ = ["free_bytes", "peak_bytes", "readable", "resident_bytes"]
 
 
 def resident_bytes() -> int:
@@ -46,3 +46,10 @@ def free_bytes() -> float:
         return min(free, most - float((group / "memory.current").read_text()))
     except (OSError, ValueError):
         return free
+
+
+def readable(n_bytes: float) -> str:
+    """Return a number of bytes in GiB, or in MiB below a tenth of one."""
+    if n_bytes < 0.1 * 2**30:
+        return f"{n_bytes / 2**20:.1f} MiB"
+    return f"{n_bytes / 2**30:.2f} GiB"

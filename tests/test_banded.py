@@ -31,7 +31,8 @@ from brainalign.linear import (
     solvers,
 )
 from brainalign.linear import banded as module
-from brainalign.linear.banded import REACH, TOLERANCE, _compress
+from brainalign.linear.banded import REACH, SHRINKAGE_ERROR
+from brainalign.linear.search import compress
 
 torch.set_num_threads(1)
 pytestmark = [
@@ -246,10 +247,9 @@ def test_compressed_alphas_are_within_tolerance(dtype):
     spectrum = 3000 / torch.arange(1, 1001, dtype=torch.float64)
     for values in (spectrum, torch.cat([spectrum, torch.zeros(100, dtype=torch.float64)])):
         alphas = torch.logspace(0, 5, 100, dtype=torch.float64)
-        vectors, mix = _compress(values, alphas, TOLERANCE[dtype])
-        exact = 1 / (values + alphas[:, None])
-        error = ((mix @ vectors - exact) * (values + alphas.min())).abs().max()
-        assert error <= TOLERANCE[dtype]
+        exact, least = 1 / (values[:, None] + alphas), values + alphas.min()
+        vectors, mix = compress(exact, least, SHRINKAGE_ERROR[dtype])
+        assert ((mix @ vectors - exact.T) * least).abs().max() <= SHRINKAGE_ERROR[dtype]
         assert len(vectors) <= (15 if dtype == torch.float32 else 30)
 
 

@@ -137,3 +137,50 @@ def test_doctor_finds_this_machine(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("BRAINALIGN_MIRROR", str(tmp_path / "nowhere"))
     assert main(["doctor"]) == 1
     assert "-> export BRAINALIGN_MIRROR=" in capsys.readouterr().out
+
+
+def test_time_series_from_simulation_to_section(images, tmp_path):
+    """Simulated BOLD, image features put on time, a joint model, and its section."""
+    from brainalign.data.section import read_section
+    from brainalign.data.stimuli import write_stimuli
+    from brainalign.encoding import read_result
+
+    rng = np.random.default_rng(0)
+    names = [f"im{i:02d}" for i in range(36)]
+    pictures = list(rng.integers(0, 255, (36, 32, 32, 3), dtype=np.uint8))
+    write_stimuli(tmp_path / "stimuli", pictures, names)
+    common = ["--stimuli", str(tmp_path / "stimuli")]
+    for name, layers in (("pixels", ["luminance"]), ("v1", ["amplitude"])):
+        words = ["features", name, *common, "--store", str(tmp_path / "store")]
+        assert main([*words, "--layers", *layers, "--out", str(tmp_path / f"{name}.json")]) == 0
+    design = {"time_series": True, "neuroids": 40, "ncsnr": 3, "null": 0.5, "n_runs": 6,
+              "n_repetitions": 1, "drift": 0, "noise_sd": 0.1}  # fmt: skip
+    words = ["simulate", "--features", str(tmp_path / "v1.json"), *common]
+    words += ["--out", str(tmp_path / "data"), "--parameters", json.dumps(design)]
+    assert main(words) == 0
+    encode = [
+        "encode", *common, "--responses", str(tmp_path / "data/responses/sim1.zarr"),
+        "--delays", "0", "12", "--inner", "3", "--folds", "3", "--permutations", "50",
+        "--bootstraps", "20", "--alphas", "1", "100", "10000", "1000000",
+    ]  # fmt: skip
+    manifests = [str(tmp_path / f"{n}.json") for n in ("pixels", "v1")]
+    out = tmp_path / "sim1"
+    assert main([*encode, "--features", manifests[1], "--out", str(out / "v1")]) == 0
+    joint = ["--regression", "banded", "--partition", "product", "--candidates", "3"]
+    joint += ["--features", *manifests, "--out", str(out / "both")]
+    assert main([*encode, *joint]) == 0
+    result = read_result(out / "both")
+    assert result.best.attrs["delays"] == [0.0, 12.0]
+    assert result.best["part"].values.tolist() == ["pixels", "v1"]
+    words = ["evaluate", "encoding", "--data", str(tmp_path / "data"), *common]
+    words += ["--encoded", str(out / "v1"), str(out / "both"), "--out", str(tmp_path / "section")]
+    assert main(words) == 0
+    section = read_section(tmp_path / "section")
+    assert "partition-both" in [f.id for f in section.figures]
+    assert "delayed by 0 to 12 s" in section.methods and "[@duprelatour2022]" in section.methods
+    assert "duprelatour2022" in section.references and "lin2024" not in section.references
+    # Time series have no clusters of images.
+    clusters = ["--clusters", "4", "--embedding", manifests[1], "amplitude"]
+    assert main([*encode, "--features", manifests[1], "--out", str(out / "x"), *clusters]) == 2
+    # Several models without a joint regression are refused.
+    assert main([*encode, "--features", *manifests, "--out", str(out / "x")]) == 2

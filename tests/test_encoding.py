@@ -18,6 +18,7 @@ from brainalign.encoding import (
     layer_roi,
     predict,
     read_result,
+    record_choice,
     roi_members,
     select,
     write_result,
@@ -383,7 +384,7 @@ def test_encoder_refuses_other_features(linear):
         with pytest.raises(SchemaError, match=what):
             predict(encoder, bad)
     with pytest.raises(SchemaError, match="no features of layer"):
-        predict(result.encoders, {"other": good})
+        predict(result.encoders, {n: new[n] for n in list(new)[:2]})
 
 
 # What would mislead, or cannot be used, is refused before work starts.
@@ -428,6 +429,73 @@ def test_selection_on_scores_knows_its_stimuli():
     )
     assert result.best.sizes["neuroid"] == 10
     assert "first half" in result.best.attrs["selections"]
+
+
+@pytest.mark.usefixtures("no_work")
+def test_layers_rois_and_voxels_chosen_on_the_same_images_are_refused():
+    """Chosen in another session, in which the images had other names."""
+    x, y = noise(60, 40, seed=12)
+    ids = y["stimulus_id"].values.tolist()
+    content = {s: f"{i:064x}" for i, s in enumerate(ids)}
+    theirs = [f"other {i}" for i in range(30)]
+    sha = {s: f"{i:064x}" for i, s in enumerate(theirs)}
+    given = {"chosen_on": theirs, "stimulus_sha256": sha}
+    best = record_choice(x["l0"], name="best layer", **given)
+    rois = record_choice(y, name="localiser", **given)
+    voxels = select(y, np.arange(40) < 10, name="reliable", **given)
+    options = {"stimulus_sha256": content}
+    for features_, responses_, what in (
+        ({"l0": best}, y, "a choice was made by 'best layer' on 30 stimuli, and 30 of these"),
+        (x, rois, "a choice was made by 'localiser'"),
+        (x, voxels, "10 of 40 neuroids were chosen by 'reliable'"),
+    ):
+        with pytest.raises(LeakError, match=what):
+            encode(features_, responses_, **options)
+        # Without hashes the names are all that is known; on other images the choice is honest.
+        for allowed in ({}, {**options, "splits": [(ids[:30], ids[30:])]}):
+            with pytest.raises(AssertionError, match="work has started"):
+                encode(features_, responses_, **allowed)
+
+
+def test_scores_carry_the_content_they_were_computed_from():
+    x, y = noise(60, 40, seed=12)
+    ids = y["stimulus_id"].values.tolist()
+    content = {s: f"{i:064x}" for i, s in enumerate(ids)}
+    first = encode(x, y, permutation="none", stimulus_sha256=content)
+    renamed = {s: f"new {s}" for s in ids}
+    again = y.assign_coords(stimulus_id=("presentation", [renamed[s] for s in ids]))
+    chosen = select(again, first.best["r"] > 0, chosen_on=first.best, name="r > 0")
+    others = {
+        n: ds.assign_coords(stimulus_id=("stimulus", [renamed[s] for s in ids]))
+        for n, ds in x.items()
+    }
+    with pytest.raises(LeakError, match="by 'r > 0' on 60 stimuli, and 60 of these are tested"):
+        encode(others, chosen, stimulus_sha256={renamed[s]: h for s, h in content.items()})
+
+
+def test_folds_of_clusters_test_other_kinds():
+    x, y = noise(90, 6)
+    rng = np.random.default_rng(0)
+    ids = y["stimulus_id"].values.tolist()
+    kind = np.arange(90) % 9
+    centres = 10 * rng.standard_normal((9, 4))
+    where = features(centres[kind] + rng.standard_normal((90, 4)), ids, "embedding")
+    order = rng.permutation(90)
+    got = encode(
+        x, y, splits=3, clusters=9, embedding=where.isel(stimulus=order), permutation="none"
+    )
+    fold = got.predictions["fold"].values
+    assert all(len(set(fold[kind == k].tolist())) == 1 for k in range(9))
+    assert got.best.attrs["clusters"] == 9 and len(set(fold.tolist())) == 3
+    plain = encode(x, y, splits=3, permutation="none").predictions["fold"].values
+    assert not all(len(set(plain[kind == k].tolist())) == 1 for k in range(9))
+    for bad, what in (
+        ({"clusters": 9}, "their number and an embedding"),
+        ({"clusters": 2, "embedding": where, "splits": 3}, "n_splits <= n_clusters"),
+        ({"clusters": 9, "embedding": where, "splits": [(ids[:50], ids[50:])]}, "as their number"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            encode(x, y, permutation="none", **bad)
 
 
 @pytest.mark.usefixtures("no_work")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
@@ -91,13 +92,13 @@ def store(study, tmp_path):
     return path
 
 
-def limited(monkeypatch, neuroids, keep=True):
+def limited(monkeypatch, neuroids, keep=True, workers=1):
     """Return the memory_gib into which blocks of about so many neuroids fit."""
     sizes = Sizes(2 * STIMULI, STIMULI, [8] * 3, 3, 1, OPTIONS["n_bootstrap"], 200, True)
     blocks = importlib.import_module("brainalign.encoding.blocks")
     monkeypatch.setattr(blocks, "resident_bytes", lambda: 0)
-    bytes_ = blocks.RESERVE + 2 * sizes.result(N) + sizes.solvers(keep) + sizes.block(neuroids)
-    return bytes_ / 2**30
+    each = sizes.solvers(keep) + sizes.block(neuroids)
+    return (blocks.RESERVE + 2 * sizes.result(N) + workers * each) / 2**30
 
 
 def same(one, two):
@@ -159,6 +160,65 @@ def test_without_excluded_neuroids_the_null_is_the_same_in_any_layout(whole, stu
     one, two = (np.sort(r.null["r"].values, axis=1) for r in (whole, blocks))
     assert one.shape == two.shape == (4, 200)
     np.testing.assert_allclose(one, two, atol=2e-6)
+
+
+def test_two_devices_share_the_blocks(study, whole, store, monkeypatch, tmp_path):
+    """Workers on one CPU: the same result, each chunk read once, each with solvers of its own."""
+    used = {}
+    begin = module._Work.encode
+
+    both = threading.Barrier(2, timeout=60)
+
+    def noted(self, block):
+        mine = used.setdefault(threading.get_ident(), [])
+        mine.append(block.start)
+        if len(mine) == 1 and block.start:
+            both.wait()
+        elif mine == [0]:
+            made = begin(self, block)
+            both.wait()  # until the second worker has taken a block
+            return made
+        return begin(self, block)
+
+    monkeypatch.setattr(module._Work, "encode", noted)
+    memory = limited(monkeypatch, 60, workers=2)
+    options = {**OPTIONS, "memory_gib": memory, "device": "cpu,cpu"}
+    result = encode(study[0], read(store), checkpoint=tmp_path / "parts", **options)
+    assert sorted(b for blocks in used.values() for b in blocks) == list(range(0, 300, 50))
+    assert len(used) == 2
+    same(result, whole)
+    one, two = (np.sort(r.null["r"].values, axis=1) for r in (whole, result))
+    np.testing.assert_allclose(one, two, atol=2e-6)
+
+
+def test_an_error_on_one_device_stops_the_others(study, monkeypatch):
+    monkeypatch.setattr(module, "plan_blocks", lambda *args: Plan(20, True, 20))
+    seen = []
+
+    def fail(self, block):
+        seen.append(block.start)
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(module._Work, "encode", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        encode(*study, device=["cpu", "cpu"], **OPTIONS)
+    assert seen == [0]
+
+
+def test_devices_share_the_memory_limit(monkeypatch):
+    import torch
+
+    blocks = importlib.import_module("brainalign.encoding.blocks")
+    monkeypatch.setattr(blocks, "resident_bytes", lambda: 0)
+    sizes = Sizes(9000, 9000, [512], 5, 1, 0, 0, False)
+    cpu = torch.device("cpu")
+    one, two = (plan_blocks(sizes, 10**6, 1000, 8.0, [cpu] * n) for n in (1, 2))
+    for plan, n in ((one, 1), (two, 2)):
+        need = n * (sizes.solvers(plan.keep) + sizes.block(plan.step))
+        assert need + blocks.RESERVE + 2 * sizes.result(10**6) <= 8 * 2**30
+    assert two.step < one.step / 2
+    # Few neuroids are divided, at the limits of chunks.
+    assert plan_blocks(sizes, 5000, 1000, 8.0, [cpu] * 2).step == 3000
 
 
 @pytest.mark.parametrize("permutation", ["predictions", "refit"])
@@ -270,8 +330,12 @@ def test_a_run_that_was_stopped_goes_on(study, whole, monkeypatch, tmp_path):
     changed = {**OPTIONS, "seed": 1}
     encode(*study, checkpoint=tmp_path / "parts", **changed)
     assert seen[3:] == [0, 100, 200]  # other options: nothing is taken over
+    # Other responses of the same neuroids to the same stimuli: nothing is taken over either.
+    louder = study[1].assign(responses=study[1]["responses"] * 2)
+    encode(study[0], louder, checkpoint=tmp_path / "parts", **OPTIONS)
+    assert seen[6:] == [0, 100, 200]
     result = encode(*study, checkpoint=tmp_path / "parts", **OPTIONS)
-    assert seen[6:] == [200]
+    assert seen[9:] == [200]
     assert not (tmp_path / "parts").exists()
     same(result, whole)
 
@@ -318,7 +382,7 @@ def test_what_needs_all_neuroids_is_refused_where_they_do_not_fit(study, monkeyp
         encode(*study, choose="roi", memory_gib=memory, **OPTIONS)
     with pytest.raises(ConfigError, match="part 1 of 2 holds few"):
         encode(*study, choose="all", part=(1, 2), **OPTIONS)
-    with pytest.raises(ConfigError, match="The memory limit is 0.0 GiB"):
+    with pytest.raises(ConfigError, match=r"The memory limit is 10.2 MiB.*of 3 folds"):
         encode(*study, memory_gib=0.01, **OPTIONS)
 
 
@@ -328,10 +392,11 @@ def test_chunks_larger_than_the_memory_are_named(monkeypatch, caplog):
     blocks = importlib.import_module("brainalign.encoding.blocks")
     monkeypatch.setattr(blocks, "resident_bytes", lambda: 0)
     sizes = Sizes(9000, 9000, [512], 5, 1, 0, 0, False)
-    plan = plan_blocks(sizes, 20_000, 4096, 4.0, torch.device("cpu"))
+    plan = plan_blocks(sizes, 20_000, 4096, 4.0, [torch.device("cpu")])
     assert plan.step % 4096 == 0 and plan.step >= 4096
-    small = plan_blocks(sizes, 20_000, 20_000, 4.0, torch.device("cpu"))
-    assert small.step == small.room < 20_000 and "read more than once" in caplog.text
+    small = plan_blocks(sizes, 20_000, 20_000, 4.0, [torch.device("cpu")])
+    assert small.step == small.room < 20_000
+    assert f"only {small.room} fit into 4.00 GiB: they are read more than once" in caplog.text
 
 
 @pytest.mark.parametrize(

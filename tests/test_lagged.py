@@ -630,3 +630,36 @@ def test_dtu_listener(mirror):
     assert r(0, "backward") == pytest.approx(0.264, abs=0.02)
     null = [r(64 * s, "forward") for s in (10, 20, 30)]
     assert r(0, "forward") > max(null) + 0.01
+
+
+@pytest.mark.parametrize(("n", "p"), [(120, 3), (30, 12)])
+def test_rows_that_are_left_out_serve_only_the_delays(n, p):
+    """Primal and kernel form equal ridge on the delayed rows that are used, formed as a whole."""
+    rng = np.random.default_rng(0)
+    X = [rng.standard_normal((n, p)), rng.standard_normal((n + 10, p))]
+    Y = [x @ rng.standard_normal((p, 4)) + rng.standard_normal((len(x), 4)) + 3 for x in X]
+    rows = [rng.random(len(x)) > 0.3 for x in X]
+    model = LaggedRidge(0, 4, 1.0, alphas=5.0).fit(X, Y, rows)
+    late = [
+        delayed(torch.as_tensor(x), model.lags_).numpy()[u] for x, u in zip(X, rows, strict=True)
+    ]
+    D, y = np.concatenate(late), np.concatenate([a[u] for a, u in zip(Y, rows, strict=True)])
+    D_c = D - D.mean(axis=0)
+    w = np.linalg.solve(D_c.T @ D_c + 5 * np.eye(D.shape[1]), D_c.T @ (y - y.mean(axis=0)))
+    np.testing.assert_allclose(model.coef_.reshape(4, -1), w.T, atol=1e-10)
+    np.testing.assert_allclose(model.intercept_, y.mean(axis=0) - D.mean(axis=0) @ w, atol=1e-10)
+    # Alphas are chosen among the same rows: changing the targets of the others changes nothing.
+    grid = {"alphas": [1.0, 100.0], "cv": TimeBlocks(3)}
+    one = LaggedRidge(0, 4, 1.0, **grid).fit(X, Y, rows)
+    other = [np.where(u[:, None], a, 1e3) for a, u in zip(Y, rows, strict=True)]
+    two = LaggedRidge(0, 4, 1.0, **grid).fit(X, other, rows)
+    np.testing.assert_allclose(one.coef_, two.coef_, atol=1e-10)
+    np.testing.assert_allclose(one.best_score_, two.best_score_, atol=1e-10)
+
+
+def test_rows_must_be_masks_of_the_trials():
+    x, y = np.random.default_rng(0).standard_normal((2, 30, 2))
+    with pytest.raises(ConfigError, match="one mask of bool for each trial, of 30 samples"):
+        LaggedRidge(0, 1, 1.0, alphas=1.0).fit(x, y, np.ones(29, bool))
+    with pytest.raises(ConfigError, match="fewer than two samples"):
+        LaggedRidge(0, 1, 1.0, alphas=1.0).fit(x, y, np.zeros(30, bool))

@@ -252,3 +252,40 @@ def test_a_figure_at_fault_is_refused(tmp_path, change, message):
     with pytest.raises(SchemaError, match=message):
         write_section(section, tmp_path / "s")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_fingerprints_tell_values_without_reading_them(tmp_path, monkeypatch, sharded):
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((20, 64)).astype(np.float32)
+    shards = {"x": (20, 32)} if sharded else None
+
+    def stored(name, values):
+        ds = xr.Dataset({"x": (("presentation", "neuroid"), values)})
+        store.write(ds, tmp_path / name, None, chunks={"x": (20, 8)}, shards=shards)
+        return store.read(tmp_path / name)
+
+    changed = y.copy()
+    changed[7, 61] += 1e-6
+    first, again, other = (stored(f"{i}.zarr", v) for i, v in enumerate((y, y.copy(), changed)))
+    monkeypatch.setattr(xr.Variable, "values", property(lambda self: pytest.fail("was read")))
+    one, two, three = (store.fingerprint(ds, "x") for ds in (first, again, other))
+    assert one == two != three
+    monkeypatch.undo()
+    # What was changed in memory is told by its values.
+    loud = first.assign(x=first["x"] * 2)
+    assert store.fingerprint(loud, "x") not in (one, store.fingerprint(first.load(), "x"))
+    assert store.fingerprint(loud, "x") == store.fingerprint(first.assign(x=first["x"] * 2), "x")
+
+
+def test_fingerprint_of_a_store_without_checksums(tmp_path):
+    import zarr
+
+    group = zarr.create_group(tmp_path / "a.zarr")
+    group.create_array("x", data=np.zeros((4, 4)), chunks=(2, 2), dimension_names=("a", "b"))
+    group["x"][:] = 1.0
+    ds = xr.open_zarr(tmp_path / "a.zarr", chunks=None, consolidated=False)
+    before = store.fingerprint(ds, "x")
+    assert store.fingerprint(ds, "x") == before
+    group["x"][:] = np.arange(16.0).reshape(4, 4)
+    assert store.fingerprint(ds, "x") != before

@@ -207,3 +207,43 @@ def test_two_devices_share_the_targets(problem, tmp_path, monkeypatch):
     ours = Ridge(ALPHAS, cv=3).fit(X, Y)
     np.testing.assert_allclose(made["weights"], ours.coef_, atol=1e-5)
     np.testing.assert_allclose(made["alpha"], ours.alpha_)
+
+
+def test_chunks_wider_than_the_memory_are_read_in_parts(problem, tmp_path, monkeypatch, caplog):
+    X, Y = problem
+    stored = zarr.create_array(tmp_path / "Y.zarr", shape=Y.shape, chunks=(len(Y), 256), dtype="f8")
+    stored[:] = Y
+    # A target takes as much as a hundredth of what is left.
+    limit = 4.0
+    room = limit * 2**30 - streaming.resident_bytes() - streaming.RESERVE
+    monkeypatch.setattr(streaming, "_slice_bytes", lambda *a: a[3] * room / 100)
+    with caplog.at_level("WARNING"):
+        out = ridge_to_store(X, stored, tmp_path / "fit.zarr", alphas=ALPHAS, cv=3,
+                             memory_gib=limit, device=["cpu", "cpu"])  # fmt: skip
+    assert "stored 256 at a time, but only" in caplog.text and "more than once" in caplog.text
+    ours = Ridge(ALPHAS, cv=3).fit(X, Y)
+    made = read(out)
+    np.testing.assert_allclose(made["weights"], ours.coef_, atol=1e-5)
+    assert made["weights"].encoding["chunks"][0] < 60
+
+
+def test_the_memory_of_folds_is_counted(monkeypatch):
+    monkeypatch.setattr(streaming, "resident_bytes", lambda: 0)
+    shape, grid = (4000, 3000), np.ones(5)
+
+    def least(n_folds, devices=1):
+        lo, hi = 0.0, 64.0
+        for _ in range(40):
+            mid = (lo + hi) / 2
+            try:
+                streaming._require_memory(shape, 4000, grid, n_folds, mid, 4, devices)
+                hi = mid
+            except ConfigError:
+                lo = mid
+        return hi
+
+    # Eigenvectors and test rows of ten more folds.
+    assert least(11) - least(1) == pytest.approx(10 * 2 * 3000**2 * 4 / 2**30, rel=0.01)
+    assert least(5, devices=2) > 1.5 * least(5)
+    with pytest.raises(ConfigError, match=r"The program holds 0\.0 MiB.*10 folds on 1 device"):
+        streaming._require_memory(shape, 4000, grid, 10, 0.5, 4, 1)

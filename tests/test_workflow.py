@@ -45,7 +45,21 @@ CONFIG = {
             "optional": True,
         },
     },
-    "encoding": {"folds": 3, "permutations": 50, "alphas": [1, 100, 10000]},
+    "encoding": {
+        "folds": 3,
+        "permutations": 50,
+        "alphas": [1, 100, 10000],
+        "joint": {
+            "both": {
+                "title": "both spaces",
+                "spaces": {"energy": ["v1/amplitude"], "light": ["pixels/luminance"]},
+                "inner": 2,
+                "candidates": 2,
+            },
+            # Left out, as one of its models is.
+            "never": {"spaces": {"a": ["v1"], "b": ["absent"]}},
+        },
+    },
     "evaluation": {"bootstraps": 100},
 }
 
@@ -114,6 +128,7 @@ def test_the_report_is_there_and_says_what_was_left_out(run):
     page = (run.folder / "results/small/report/index.html").read_text()
     assert "A small run" in page
     assert "nowhere.safetensors" in page
+    assert "What each feature space of both spaces explains" in page
     fetched = json.loads((run.folder / "results/small/studies/haxby/fetched.json").read_text())
     assert fetched["available"] is False
     assert not (run.folder / "results/small/sections/haxby-classification").exists()
@@ -126,7 +141,7 @@ def test_every_artefact_follows_its_schema(run):
     read(out / "studies/simulated/data/responses/sim1.zarr", "responses")
     for store in (out / "features/store").glob("*/*.zarr"):
         read(store, "features")
-    for model in ("v1", "pixels"):
+    for model in ("v1", "pixels", "both"):
         encoded = out / "encoding/simulated/sim1" / model
         scores = read(encoded / "best.zarr", "scores")
         assert scores.attrs["seed"] == "1"
@@ -156,7 +171,7 @@ def test_a_changed_setting_reruns_only_what_depends_on_it(run):
         config["encoding"]["folds"] = 4
         run.write(config)
         planned = jobs(run("-n"))
-        assert planned == {"all": 1, "encode": 2, "evaluate": 1, "report": 1, "total": 5}
+        assert planned == {"all": 1, "encode": 3, "evaluate": 1, "report": 1, "total": 6}
         config["features"] = {"batch_size": 7}
         run.write(config)
         assert jobs(run("-n")) == planned
@@ -199,8 +214,8 @@ def test_parts_of_the_neuroids_give_what_one_job_gives(run, tmp_path):
     config["encoding"] |= {"parts": 2}
     run.write(config)
     planned = jobs(run("-n"))
-    steps = {"encode_part": 4, "gather": 2, "evaluate": 1, "report": 1}
-    assert planned == {"all": 1, **steps, "total": 9}
+    steps = {"encode_part": 6, "gather": 3, "evaluate": 1, "report": 1}
+    assert planned == {"all": 1, **steps, "total": 12}
     run(name)
     one, two = (read_result(f) for f in (tmp_path / "one", run.folder / name))
     assert not list((run.folder / "results/small/encoding-parts").rglob("*.zarr"))
@@ -218,3 +233,27 @@ def test_profiles_plan_clean(tmp_path, profile):
     run = Run(tmp_path)
     text = run("-n", "--profile", str(tmp_path / profile))
     assert "This was a dry-run" in text
+
+
+def test_delays_and_joint_models_reach_the_command(tmp_path):
+    run = Run(tmp_path)
+    config = json.loads(json.dumps(CONFIG))
+    # Without what may be missing the whole graph is planned.
+    del config["studies"]["haxby"], config["models"]["absent"], config["encoding"]["joint"]["never"]
+    config["encoding"] |= {
+        "clusters": {"n": 6, "model": "pixels", "layer": "luminance"},
+        "device": "cpu,cpu",
+    }
+    run.write(config)
+    text = run("-n", "-p")
+    calls = [line for line in text.splitlines() if "brainalign encode" in line]
+    embedding = "--clusters 6 --embedding results/small/features/simulated/pixels.json luminance"
+    assert len(calls) >= 2 and all(embedding in c and "--device cpu,cpu" in c for c in calls)
+    config["studies"]["simulated"] |= {"delays": [-0.5, 12], "direction": "forward"}
+    run.write(config)
+    text = run("-n", "-p")
+    calls = [line for line in text.splitlines() if "brainalign encode" in line]
+    assert not any("--clusters" in c for c in calls)
+    assert len(calls) >= 2 and all("--delays -0.5 12 --direction forward" in c for c in calls)
+    # Leave-one-out leaves out single samples: time series are validated in folds.
+    assert all("--inner 5" in c or "--inner 2" in c for c in calls)

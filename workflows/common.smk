@@ -4,8 +4,13 @@ import json
 import os
 import shlex
 
+from brainalign.config import sweep_models
+
 STUDIES = config["studies"]
-MODELS = config["models"]
+SWEEP = sweep_models(config)
+MODELS = {**config["models"], **SWEEP}
+JOINT = config["encoding"]["joint"]
+CLUSTERS = config["encoding"].get("clusters")
 
 # mem_mb and runtime (minutes) are sized for one NSD subject; `resources` of the configuration overrides them by rule.
 DEFAULT_RESOURCES = {
@@ -20,12 +25,14 @@ DEFAULT_RESOURCES = {
     "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1},
     "report": {"mem_mb": 4000, "runtime": 30, "threads": 1},
     "small_clip": {"mem_mb": 4000, "runtime": 240, "threads": 2},
+    "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1},
+    "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 2},
 }
 
 
 wildcard_constraints:
     study="|".join(STUDIES),
-    model="|".join(MODELS) or "none",
+    model="|".join([*MODELS, *JOINT]) or "none",
     subject="[A-Za-z0-9]+",
     part="[0-9]+",
     analysis="encoding|rsa|classification|parametric",
@@ -52,9 +59,10 @@ def options(**settings):
 
 
 def model_options(model):
-    keys = ("weights", "sha256", "options", "mean", "std", "image_size")
+    keys = ("weights", "sha256", "options", "mean", "std", "image_size", "trained_attention")
     chosen = {k: MODELS[model][k] for k in keys if MODELS[model].get(k)}
-    return shlex.quote(MODELS[model]["name"]) + " " + options(seed=config["seed"], **chosen)
+    seed = MODELS[model].get("seed", config["seed"])
+    return shlex.quote(MODELS[model]["name"]) + " " + options(seed=seed, **chosen)
 
 
 def study_available(study):
@@ -76,6 +84,12 @@ def models_of(study):
     return [m for m in STUDIES[study]["models"] if model_available(m)]
 
 
+def encoded_models_of(study):
+    """Models that are fitted to a study: its own, and the joint ones that it has all models of."""
+    own = models_of(study)
+    return own + [name for name, joint in JOINT.items() if set(joint_models(joint)) <= set(own)]
+
+
 def stimuli_source(study):
     """The artefact that holds a study's images, and the folder inside it."""
     if STUDIES[study]["loader"] == "simulated":
@@ -88,10 +102,21 @@ def stimuli_folder(study):
     return source if STUDIES[study]["loader"] == "simulated" else f"{source}/stimuli"
 
 
+def clustered(study):
+    """Whether the folds of a study are made of clusters: time series are split by runs."""
+    return CLUSTERS is not None and "delays" not in STUDIES[study]
+
+
 def encode_inputs():
     """What a model of one subject is made from."""
     return {
         "data": OUT + "/studies/{study}/data",
         "stimuli": lambda w: stimuli_source(w.study),
-        "features": OUT + "/features/{study}/{model}.json",
+        "features": lambda w: [
+            f"{OUT}/features/{w.study}/{model}.json"
+            for model in (joint_models(JOINT[w.model]) if w.model in JOINT else [w.model])
+        ],
+        "embedding": lambda w: (
+            [f"{OUT}/features/{w.study}/{CLUSTERS['model']}.json"] if clustered(w.study) else []
+        ),
     }

@@ -2,8 +2,21 @@
 # folds; with `encoding.parts` above 1 a job for each part of the neuroids, and one that gathers them.
 
 
-def encode_options(part=None):
-    settings = {k: v for k, v in config["encoding"].items() if k != "parts"}
+# Not among the params: another device is no reason to run again.
+ENCODE_DEVICE = config["encoding"].get("device", config["features"]["device"])
+
+
+def encode_options(wildcards, part=None):
+    settings = {k: v for k, v in config["encoding"].items() if k not in ("parts", "joint", "clusters", "device")}
+    study = STUDIES[wildcards.study]
+    settings |= {k: study.get(k) for k in ("delays", "direction")}
+    if settings["delays"] and not isinstance(settings["inner"], int):
+        settings["inner"] = 5
+    if clustered(wildcards.study):
+        manifest = f"{OUT}/features/{wildcards.study}/{CLUSTERS['model']}.json"
+        settings |= {"clusters": CLUSTERS["n"], "embedding": [manifest, CLUSTERS["layer"]]}
+    if wildcards.model in JOINT:
+        settings |= {k: v for k, v in JOINT[wildcards.model].items() if k != "title"}
     return options(
         seed=config["seed"],
         minimum_ceiling=config["evaluation"]["minimum_ceiling"],
@@ -25,7 +38,7 @@ if config["encoding"]["parts"] == 1:
             OUT + "/benchmarks/encode/{study}-{subject}-{model}.tsv"
         params:
             folder=lambda w: stimuli_folder(w.study),
-            options=lambda w: encode_options(),
+            options=lambda w: encode_options(w),
         threads: resource("encode", "threads")
         resources:
             mem_mb=resource("encode", "mem_mb"),
@@ -35,7 +48,7 @@ if config["encoding"]["parts"] == 1:
             "brainalign encode --features {input.features} --stimuli {params.folder}"
             " --responses {input.data}/responses/{wildcards.subject}.zarr"
             " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
-            " --device {config[features][device]} 2> {log}"
+            " --device {ENCODE_DEVICE} 2> {log}"
 
 else:
 
@@ -50,7 +63,7 @@ else:
             OUT + "/benchmarks/encode/{study}-{subject}-{model}-{part}.tsv"
         params:
             folder=lambda w: stimuli_folder(w.study),
-            options=lambda w: encode_options(part=f"{w.part}/{config['encoding']['parts']}"),
+            options=lambda w: encode_options(w, part=f"{w.part}/{config['encoding']['parts']}"),
         threads: resource("encode", "threads")
         resources:
             mem_mb=resource("encode", "mem_mb"),
@@ -60,7 +73,7 @@ else:
             "brainalign encode --features {input.features} --stimuli {params.folder}"
             " --responses {input.data}/responses/{wildcards.subject}.zarr"
             " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
-            " --device {config[features][device]} 2> {log}"
+            " --device {ENCODE_DEVICE} 2> {log}"
 
     rule gather:
         input:

@@ -23,7 +23,9 @@ def evaluation_inputs(wildcards):
         inputs["cards"] = [f"{OUT}/models/{m}.json" for m in models]
         if wildcards.analysis == "encoding":
             inputs["encoded"] = [
-                f"{OUT}/encoding/{wildcards.study}/{s}/{m}" for s in study["subjects"] for m in models
+                f"{OUT}/encoding/{wildcards.study}/{s}/{m}"
+                for s in study["subjects"]
+                for m in encoded_models_of(wildcards.study)
             ]
         else:
             inputs["features"] = [f"{OUT}/features/{wildcards.study}/{m}.json" for m in models]
@@ -47,7 +49,10 @@ rule evaluate:
         features=lambda w, input: options(features=input.get("features") or None),
         options=lambda w: options(
             title=section_title(w.study, w.analysis),
-            models={m: MODELS[m]["title"] for m in STUDIES[w.study]["models"]},
+            models={
+                **{m: MODELS[m]["title"] for m in STUDIES[w.study]["models"]},
+                **{m: joint["title"] for m, joint in JOINT.items() if w.analysis == "encoding"},
+            },
             baselines=[m for m in STUDIES[w.study]["models"] if MODELS[m]["baseline"]] or None,
             seed=config["seed"],
             fdr=config["evaluation"]["fdr"],

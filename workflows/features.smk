@@ -4,7 +4,8 @@
 
 rule features:
     input:
-        card=OUT + "/models/{model}.json",
+        # A network of the attention sweep is what it was trained to be; others may be left out.
+        card=lambda w: SWEEP[w.model]["folder"] if w.model in SWEEP else f"{OUT}/models/{w.model}.json",
         stimuli=lambda w: stimuli_source(w.study),
     output:
         OUT + "/features/{study}/{model}.json",

@@ -7,7 +7,7 @@ def sections(wildcards):
         for study, s in STUDIES.items()
         if study_available(study)
         for analysis in s["analyses"]
-    ]
+    ] + ([f"{OUT}/sections/attention"] if SWEEP else [])
 
 
 rule report:
@@ -15,7 +15,7 @@ rule report:
         sections=sections,
         studies=[f"{OUT}/studies/{s}/fetched.json" for s in STUDIES
                  if STUDIES[s]["loader"] not in ("simulated", "bids")],
-        models=[f"{OUT}/models/{m}.json" for m in MODELS],
+        models=[f"{OUT}/models/{m}.json" for m in config["models"]],
         config=workflow.configfiles[0],
     output:
         report(

@@ -135,6 +135,13 @@ def _time_needs_rate(ds: xr.Dataset) -> str | None:
     return f"coordinate {missing[0]!r} on 'presentation' is missing" if missing else None
 
 
+def _presented(ds: xr.Dataset) -> str | None:
+    if "stimulus_id" not in ds.variables or ds["stimulus_id"].dims == ("time",):
+        return None
+    empty = int((ds["stimulus_id"].values.astype(str) == "").sum())
+    return f"'stimulus_id' is empty for {empty} presentations" if empty else None
+
+
 def _symmetric(ds: xr.Dataset) -> str | None:
     rdm = ds["rdm"].values
     if rdm.shape[1] != rdm.shape[2]:
@@ -159,9 +166,8 @@ SCHEMAS: dict[str, Schema] = {
                 "responses": Field(
                     (("presentation", "neuroid"), ("time", "neuroid")), "number", lazy=True
                 ),
-                "stimulus_id": Field(
-                    _PRESENTATION, "text", required=False, check=_filled, rule="a non-empty name"
-                ),
+                # Over time, empty where no stimulus is shown.
+                "stimulus_id": Field(_PRESENTATION, "text", required=False),
                 **{
                     c: Field(
                         _PRESENTATION,
@@ -176,7 +182,7 @@ SCHEMAS: dict[str, Schema] = {
                 **_NEUROID_COORDS,
             },
             unique=("neuroid_id",),
-            rules=(_time_needs_rate,),
+            rules=(_time_needs_rate, _presented),
         ),
         Schema(
             "features",
@@ -207,7 +213,10 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "encoder",
             {
-                "weights": Field((("neuroid", "feature"),), lazy=True),
+                "weights": Field(
+                    (("neuroid", "feature"), ("neuroid", "feature", "delay")), lazy=True
+                ),
+                "delay": Field((("delay",),), required=False),
                 "intercept": Field(_NEUROID),
                 "alpha": Field(_NEUROID, check=_not_negative, rule="at least 0"),
                 "feature_mean": Field((("feature",),)),
@@ -369,7 +378,8 @@ def validate(ds: xr.Dataset, kind: str) -> xr.Dataset:
     if empty:
         raise SchemaError(f"{kind}: dimension {empty[0]!r} has length 0.")
     for name in schema.unique:
-        if name not in ds.variables:
+        # A clip is named at each of its samples.
+        if name not in ds.variables or ds[name].dims == ("time",):
             continue
         values, counts = np.unique(ds[name].values.astype(str), return_counts=True)
         if (counts > 1).any():

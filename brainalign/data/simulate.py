@@ -89,6 +89,7 @@ class TimeSeries:
     ----------
     bold : xarray.Dataset
         Follows the ``responses`` schema with dims (time, neuroid); percent of baseline.
+        ``stimulus_id`` (time) is empty where nothing is shown.
     events : pandas.DataFrame
         One row per presentation: onset and duration (s, from the start of the run), trial_type,
         stimulus_id, session, run, repetition.
@@ -485,7 +486,10 @@ def simulate_timeseries(
             + drift * slow * rng.choice([-1.0, 1.0], n_neuroids)
             + noise_sd * noise[50:]
         )
-        where.append(pd.DataFrame({"session": s, "run": r, "seconds": times}))
+        shown = np.full(n_scans, "", dtype=y["stimulus_id"].dtype)
+        for o, name in zip(onset, y["stimulus_id"].values[rows].tolist(), strict=True):
+            shown[(times >= o - 1e-9) & (times < o + stimulus_seconds - 1e-9)] = name
+        where.append(pd.DataFrame({"session": s, "run": r, "seconds": times, "stimulus_id": shown}))
         tables.append(
             pd.DataFrame(
                 {
@@ -508,6 +512,7 @@ def simulate_timeseries(
             "session": ("time", frame["session"].to_numpy(np.int64)),
             "run": ("time", frame["run"].to_numpy(np.int64)),
             "seconds": ("time", frame["seconds"].to_numpy(np.float64), {"units": "s"}),
+            "stimulus_id": ("time", frame["stimulus_id"].to_numpy().astype(str)),
             "subject": str(y["subject"].values[0]),
         },
         attrs={**y.attrs, "sampling_rate": 1 / tr, "units": "percent of baseline"},

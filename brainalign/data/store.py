@@ -28,6 +28,7 @@ from brainalign.errors import ChecksumError, DiskSpaceError, SchemaError, Unavai
 __all__ = [
     "atomic_dir",
     "atomic_file",
+    "fingerprint",
     "provenance",
     "read",
     "require_disk",
@@ -72,6 +73,76 @@ def sha256_of(*parts: Any) -> str:
             digest.update(json.dumps(part, sort_keys=True, ensure_ascii=True).encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def fingerprint(ds: xr.Dataset, name: str) -> str:
+    """Return a hash by which the values of a variable are told from others, read or not.
+
+    Values in memory are hashed. Of an array that lies in a zarr store the checksum at the end of
+    each chunk is read, four bytes of it, and not the chunk; where arrays have none, the size and
+    time of the files stand for it.
+
+    Parameters
+    ----------
+    ds : Dataset
+        As `read` opens it, or any other. A selection of a store has the store's fingerprint.
+    name : str
+        Of the variable.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    v = ds[name].variable
+    folder = Path(str(ds.encoding.get("source", ""))) / name
+    if v._in_memory or not (folder / "zarr.json").is_file():
+        return sha256_of(np.asarray(v.values))
+    meta = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(json.dumps([list(v.shape), meta], sort_keys=True).encode())
+    checked, inner = _checksummed(meta)
+    for file in sorted(p for p in (folder / "c").rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+        if checked:
+            digest.update(_chunk_checksums(file, inner))
+        else:
+            stat = file.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _checksummed(meta: Mapping[str, Any]) -> tuple[bool, int]:
+    """Whether every chunk of an array ends in a crc32c, and the chunks of a shard (or 0)."""
+    codecs = meta["codecs"]
+    inner = 0
+    if codecs[-1]["name"] == "sharding_indexed":
+        settings = codecs[-1]["configuration"]
+        if settings.get("index_location", "end") != "end":
+            return False, 0
+        shard = meta["chunk_grid"]["configuration"]["chunk_shape"]
+        inner = int(np.prod([a // b for a, b in zip(shard, settings["chunk_shape"], strict=True)]))
+        if [c["name"] for c in settings["index_codecs"]] != ["bytes", "crc32c"]:
+            return False, 0
+        codecs = settings["codecs"]
+    return codecs[-1]["name"] == "crc32c", inner
+
+
+def _chunk_checksums(file: Path, inner: int) -> bytes:
+    """Return the checksums of a chunk, or of the chunks of a shard, whose index is at its end."""
+    with open(file, "rb") as stream:
+        if not inner:
+            stream.seek(-4, os.SEEK_END)
+            return stream.read(4)
+        stream.seek(-(16 * inner + 4), os.SEEK_END)
+        index = np.frombuffer(stream.read(16 * inner), dtype="<u8").reshape(inner, 2)
+        found = []
+        for offset, size in index.tolist():
+            if size == 2**64 - 1:  # no such chunk
+                found.append(b"none")
+                continue
+            stream.seek(offset + size - 4)
+            found.append(stream.read(4))
+        return b"".join(found)
 
 
 def provenance(

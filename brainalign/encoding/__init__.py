@@ -1,14 +1,25 @@
 """Encoding models: brain responses predicted from features."""
 
 from brainalign.encoding.align import Aligned, align, make_splits
-from brainalign.encoding.compare import compare_models, compare_subjects, layer_roi
+from brainalign.encoding.compare import (
+    compare_models,
+    compare_subjects,
+    layer_roi,
+    partition_roi,
+)
 from brainalign.encoding.encode import encode
 from brainalign.encoding.gather import gather, gather_folders
 from brainalign.encoding.model import fit_encoder, predict
 from brainalign.encoding.partition import partition_variance
 from brainalign.encoding.result import EncodingResult, deviations, read_result, write_result
 from brainalign.encoding.rois import roi_members
-from brainalign.encoding.selection import check_double_dipping, select, selections
+from brainalign.encoding.selection import (
+    check_double_dipping,
+    record_choice,
+    select,
+    selections,
+)
+from brainalign.encoding.spaces import joint_features
 
 __all__ = [
     "Aligned",
@@ -22,11 +33,14 @@ __all__ = [
     "fit_encoder",
     "gather",
     "gather_folders",
+    "joint_features",
     "layer_roi",
     "make_splits",
+    "partition_roi",
     "partition_variance",
     "predict",
     "read_result",
+    "record_choice",
     "roi_members",
     "select",
     "selections",

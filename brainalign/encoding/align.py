@@ -13,11 +13,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from brainalign.data.faults import constant_by_run, non_finite_by_run
 from brainalign.data.schema import validate
-from brainalign.data.splits import Split, by_stimulus, check_leak
+from brainalign.data.splits import Split, by_cluster, by_stimulus, check_leak
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.evaluation.ceilings import ncsnr, repeat_counts
 
-__all__ = ["Aligned", "Splits", "align", "feature_matrix", "make_splits", "neuroid_coords"]
+__all__ = [
+    "Aligned",
+    "Splits",
+    "align",
+    "content_keys",
+    "feature_matrix",
+    "make_splits",
+    "neuroid_coords",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +125,14 @@ def align(
     _one_of("bad_neuroids", bad_neuroids, ("exclude", "raise"))
     if repeats is not None and repeats < 1:
         raise ConfigError(f"repeats is {repeats}; expected at least 1, or None.")
-    layers = _layers(features)
     validate(responses, "responses")
     if "presentation" not in responses["responses"].dims:
         raise SchemaError(
             "The responses are a time series (time, neuroid); encoding takes (presentation, "
             "neuroid).",
-            "Estimate responses to stimuli first (betas), or fit a lagged model.",
+            "Estimate responses to stimuli first (betas), or give the delays of a lagged model.",
         )
+    layers = _layers(features)
     subjects = np.unique(np.ravel(responses["subject"].values).astype(str))
     if len(subjects) != 1:
         raise SchemaError(
@@ -177,6 +185,8 @@ def make_splits(
     splits: Splits,
     *,
     seed: int = 0,
+    clusters: int | None = None,
+    embedding: xr.Dataset | None = None,
     stimulus_sha256: Mapping[str, str] | None = None,
     allow_leak: bool = False,
 ) -> list[Split]:
@@ -190,6 +200,10 @@ def make_splits(
         K folds over stimuli; or pairs of row numbers of `aligned`, masks, or stimulus ids.
     seed : int
         Seed of the K folds.
+    clusters : int, optional
+        K folds of whole clusters of stimuli, as many: what is tested is of kinds never trained on.
+    embedding : Dataset, optional
+        ``features`` schema, in which stimuli are clustered.
     stimulus_sha256 : dict of stimulus id to hash, optional
         Content hashes, so that one image under two names is found too.
     allow_leak : bool
@@ -202,13 +216,15 @@ def make_splits(
     ConfigError
         If a split is empty or names unknown stimuli, or test sets overlap.
     """
-    keys = aligned.row_id
-    if stimulus_sha256 is not None:
-        missing = [s for s in aligned.stimulus_id.tolist() if s not in stimulus_sha256]
-        if missing:
-            raise ConfigError(f"{len(missing)} stimuli have no content hash: {missing[:3]}.")
-        keys = np.array([stimulus_sha256[s] for s in keys.tolist()])
-    if isinstance(splits, int | np.integer):
+    keys = content_keys(aligned.row_id, stimulus_sha256)
+    if (clusters is None) != (embedding is None):
+        raise ConfigError("Clusters of stimuli need their number and an embedding.")
+    if clusters is not None and embedding is not None:
+        if not isinstance(splits, int | np.integer):
+            raise ConfigError("Folds are made of clusters: give splits as their number.")
+        where = feature_matrix(embedding, aligned.stimulus_id.tolist())[aligned.row_stimulus]
+        pairs = by_cluster(where, clusters, int(splits), seed, stimulus_id=keys)
+    elif isinstance(splits, int | np.integer):
         pairs = by_stimulus(keys, int(splits), seed)
     else:
         pairs = [
@@ -226,6 +242,24 @@ def make_splits(
     if len(tested) < 3:
         raise ConfigError(f"Only {len(tested)} rows are tested; a correlation needs at least 3.")
     return pairs
+
+
+def content_keys(
+    row_id: NDArray[np.str_], stimulus_sha256: Mapping[str, str] | None
+) -> NDArray[np.str_]:
+    """Return what tells the stimulus of each row: its content hash, or its id without hashes.
+
+    Raises
+    ------
+    ConfigError
+        If a stimulus has no hash.
+    """
+    if stimulus_sha256 is None:
+        return row_id
+    missing = [s for s in dict.fromkeys(row_id.tolist()) if s not in stimulus_sha256]
+    if missing:
+        raise ConfigError(f"{len(missing)} stimuli have no content hash: {missing[:3]}.")
+    return np.array([stimulus_sha256[s] for s in row_id.tolist()])
 
 
 def feature_matrix(ds: xr.Dataset, stimulus_id: Sequence[str]) -> NDArray[np.float32]:

@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 
 from brainalign.errors import ConfigError
-from brainalign.memory import free_bytes, resident_bytes
+from brainalign.linear.streaming import warn_narrow
+from brainalign.memory import free_bytes, readable, resident_bytes
 
 __all__ = ["Plan", "Sizes", "neuroid_chunk", "part_slice", "plan_blocks"]
 
@@ -44,6 +45,8 @@ class Sizes:
         Exchanged columns.
     predictions : bool
         Whether predictions are kept.
+    parts : int
+        Feature spaces whose contributions to the predictions are held.
     """
 
     presentations: int
@@ -54,6 +57,7 @@ class Sizes:
     bootstraps: int
     null: int
     predictions: bool
+    parts: int = 0
 
     def result(self, n: int) -> int:
         """Bytes of the result of `n` neuroids."""
@@ -77,6 +81,7 @@ class Sizes:
         reading = n * 14 * self.presentations
         reading += min(n, _ALIGNED_AT_ONCE) * 32 * self.presentations
         fitting = (n + self.null) * 4 * (2 * self.rows + 4 * self.rows)
+        fitting += n * 12 * self.rows * self.parts
         resampled = self.bootstraps * (16 * self.rows + n)
         resampled += min(n, _BOOTSTRAPPED_AT_ONCE) * (80 * self.bootstraps + 48 * self.rows)
         return int(GAPS * max(reading, fitting + (resampled if self.bootstraps else 0)))
@@ -107,7 +112,11 @@ class Plan:
 
 
 def plan_blocks(
-    sizes: Sizes, n: int, chunk: int, memory_gib: float | None, device: torch.device
+    sizes: Sizes,
+    n: int,
+    chunk: int,
+    memory_gib: float | None,
+    devices: Sequence[torch.device],
 ) -> Plan:
     """Choose the largest blocks, of whole chunks, that keep the limit.
 
@@ -122,8 +131,9 @@ def plan_blocks(
     memory_gib : float, optional
         Most memory (GiB) of the process, the program included; by default what it holds now and
         half of what is free.
-    device : torch.device
-        A GPU has a limit of its own: four fifths of its free memory.
+    devices : sequence of torch.device
+        Each works on blocks of its own, with solvers of its own; the limit is kept by their sum. A
+        GPU has a limit of its own besides: four fifths of its free memory.
 
     Raises
     ------
@@ -137,18 +147,22 @@ def plan_blocks(
 
     def fits(width: int, keep: bool) -> bool:
         need = sizes.solvers(keep) + sizes.block(width)
-        inside = fixed + need <= limit
-        if device.type != "cuda":
-            return inside
-        return inside and need <= 0.8 * torch.cuda.mem_get_info(device)[0]
+        if fixed + len(devices) * need > limit:
+            return False
+        return all(
+            devices.count(d) * need <= 0.8 * torch.cuda.mem_get_info(d)[0]
+            for d in devices
+            if d.type == "cuda"
+        )
 
     chunk = min(chunk, n)
     keep = fits(chunk, True)
     if not fits(1, keep):
-        need = (fixed + sizes.solvers(False) + sizes.block(chunk)) / 2**30
+        need = fixed + len(devices) * (sizes.solvers(False) + sizes.block(chunk))
         raise ConfigError(
-            f"The memory limit is {limit / 2**30:.1f} GiB, but features, solvers, results and one "
-            f"chunk of {chunk} neuroids need about {need:.1f} GiB.",
+            f"The memory limit is {readable(limit)}. The program holds {readable(resident)}; with "
+            f"features, the solvers of {sizes.folds} folds, results and one chunk of {chunk} "
+            f"neuroids on {len(devices)} device(s) it would hold about {readable(need)}.",
             "Raise memory_gib, "
             + ("leave out the predictions (keep_predictions=False), " if sizes.predictions else "")
             + "use fewer features, or encode the neuroids in parts.",
@@ -161,15 +175,15 @@ def plan_blocks(
         step //= 2
         if fits(room + step, keep):
             room += step
-    if room >= chunk:
-        width = room // chunk * chunk
-    else:
+    width = room // chunk * chunk
+    if room < chunk:
         width = room
-        logger.warning(
-            "Responses are stored %d neuroids at a time, but only %d fit into %.1f GiB: they are "
-            "read more than once.", chunk, room, limit / 2**30,
-        )  # fmt: skip
-    return Plan(min(width, n), keep, room)
+        warn_narrow(chunk, room, limit)
+    # A share for each device.
+    share = -(-n // len(devices))
+    if room >= chunk:
+        share = -(-share // chunk) * chunk
+    return Plan(min(width, share, n), keep, room)
 
 
 def neuroid_chunk(responses: xr.Dataset) -> int:

@@ -14,7 +14,13 @@ from brainalign.errors import ConfigError, SchemaError
 from brainalign.evaluation.group import compare_samples
 from brainalign.evaluation.significance import percentiles
 
-__all__ = ["compare_models", "compare_subjects", "layer_roi"]
+__all__ = [
+    "compare_models",
+    "compare_subjects",
+    "layer_roi",
+    "partition_roi",
+    "sampled_score",
+]
 
 _OVER = ("stimuli", "neuroids", "both")
 
@@ -69,6 +75,50 @@ def layer_roi(
         },
         coords={"layer": rows, "roi": list(members), "model": result.model},
         attrs={"measure": measure, "over": over, "level": level, **_drawn(result)},
+    )
+
+
+def partition_roi(
+    result: EncodingResult, *, rois: Sequence[str] | None = None, level: float = 0.95
+) -> xr.Dataset:
+    """Mean share of explained variance of every part in every ROI, with bootstrap intervals.
+
+    Parameters
+    ----------
+    result : EncodingResult
+        Of `encode` with a partition.
+    rois : sequence of str, optional
+        See `roi_members`.
+    level : float
+        Coverage of the intervals over stimuli.
+
+    Returns
+    -------
+    Dataset
+        ``value, low, high`` (part, roi).
+
+    Raises
+    ------
+    ConfigError
+        If the explained variance was not divided, or a ROI has no samples.
+    """
+    if "share" not in result.best:
+        raise ConfigError("The explained variance was not divided.", "Encode with a partition.")
+    members = roi_members(result.best, rois)
+    share = result.best["share"].values
+    value = np.stack([np.nanmean(share[:, m], axis=1) for m in members.values()], axis=1)
+    low = high = np.full(value.shape, np.nan)
+    if _drawn(result)["n_bootstrap"]:
+        missing = [roi for roi in members if roi not in result.bootstrap["roi"].values]
+        if missing:
+            raise ConfigError(f"encode drew no samples of stimuli for {missing[0]!r}.")
+        sums = result.bootstrap.sel(roi=list(members))
+        drawn = sums["share_total"] / sums["share_count"]
+        low, high = percentiles(drawn.transpose("sample", "part", "roi").values, level)
+    dims = ("part", "roi")
+    return xr.Dataset(
+        {"value": (dims, value), "low": (dims, low), "high": (dims, high)},
+        coords={"part": result.best["part"].values.astype(str), "roi": list(members)},
     )
 
 
@@ -205,6 +255,34 @@ def compare_subjects(
         n_stimuli=np.full(len(results), len(tested)), n_neuroids=n_neuroids, level=level,
     )  # fmt: skip
     return ds.assign_attrs(measure=measure, **_drawn(first[models[0]]))
+
+
+def sampled_score(
+    result: EncodingResult, *, measure: str = "normalised", roi: str | None = None
+) -> tuple[float, NDArray[np.float64]]:
+    """Mean score of a region, and the same in every bootstrap sample of the stimuli.
+
+    Parameters
+    ----------
+    result : EncodingResult
+        One subject and model; each neuroid is predicted from the layer chosen for it in the
+        training folds.
+    measure : {"r", "normalised"}
+        As in `layer_roi`.
+    roi : str, optional
+        By default all neuroids that lie in a region, or all where there is no region.
+
+    Returns
+    -------
+    value : float
+    samples : ndarray, shape (n_bootstrap,)
+    """
+    if roi is None:
+        regions = list(roi_members(result.best))
+        roi = ALL_ROIS if len(regions) > 1 else regions[0]
+    members = roi_members(result.best, [roi])
+    value = _roi_values(result, [NESTED], members, measure)[0, 0]
+    return float(value), _roi_samples(result, [NESTED], members, measure, "stimuli")[:, 0, 0]
 
 
 def _drawn(result: EncodingResult) -> dict[str, int]:

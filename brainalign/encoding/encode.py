@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
+import threading
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +22,20 @@ from tqdm.auto import tqdm
 
 from brainalign.data.schema import validate
 from brainalign.data.splits import Split
-from brainalign.data.store import sha256_of
-from brainalign.device import resolve_device
-from brainalign.encoding.align import Aligned, Splits, align, make_splits, neuroid_coords
+from brainalign.data.store import fingerprint, sha256_of
+from brainalign.device import resolve_devices
+from brainalign.encoding.align import (
+    Aligned,
+    Splits,
+    align,
+    content_keys,
+    make_splits,
+    neuroid_coords,
+)
 from brainalign.encoding.blocks import Plan, Sizes, neuroid_chunk, part_slice, plan_blocks
+from brainalign.encoding.fits import REGRESSIONS, Regression
 from brainalign.encoding.gather import gather
-from brainalign.encoding.model import encoder_dataset, fit_all
+from brainalign.encoding.model import Choices, encoder_dataset, fit_all
 from brainalign.encoding.nested import (
     ALL_ROWS,
     NestedPredictions,
@@ -32,10 +44,13 @@ from brainalign.encoding.nested import (
     group_best,
     nested_cv,
 )
+from brainalign.encoding.partition import FULL, JOINED, METHODS, models_of, shares_of
 from brainalign.encoding.result import EncodingResult, read_result, write_result
 from brainalign.encoding.rois import ALL_ROIS, NESTED, RoiSums, roi_members
 from brainalign.encoding.selection import check_double_dipping
-from brainalign.errors import ConfigError, SchemaError
+from brainalign.encoding.timeseries import Timing, as_rows
+from brainalign.errors import ConfigError, SchemaError, near
+from brainalign.evaluation import product_measure
 from brainalign.evaluation.ceilings import noise_ceiling, normalised_score
 from brainalign.evaluation.significance import PermutationTest, permutation_p, permutation_test
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas
@@ -65,6 +80,8 @@ class _Options:
     seed: int
     device: str
     target_batch: int | None
+    regression: Regression
+    partition: str
 
 
 def encode(
@@ -72,12 +89,20 @@ def encode(
     responses: xr.Dataset,
     *,
     splits: Splits = 5,
+    regression: str = "ridge",
+    spaces: Mapping[str, Sequence[str]] | None = None,
+    partition: str = "none",
+    n_iter: int = 50,
+    delays: tuple[float, float] | None = None,
+    direction: str = "forward",
     alphas: float | Sequence[float] = DEFAULT_ALPHAS,
     inner_cv: int | str = 5,
     choose: str = "neuroid",
     repetitions: str = "average",
     stimuli: str = "exact",
     bad_neuroids: str = "exclude",
+    clusters: int | None = None,
+    embedding: xr.Dataset | None = None,
     stimulus_sha256: Mapping[str, str] | None = None,
     allow_leak: bool = False,
     ceiling: ArrayLike | None = None,
@@ -88,7 +113,7 @@ def encode(
     n_bootstrap: int = 1000,
     keep_predictions: bool = True,
     seed: int = 0,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     target_batch: int | None = None,
     memory_gib: float | None = None,
     part: tuple[int, int] | None = None,
@@ -98,6 +123,13 @@ def encode(
 
     .. math:: y_t = w_t^\top z(x) + b_t, \qquad
               \min_{w, b} \|y_t - \hat y_t\|^2 + \alpha_t \|w_t\|^2
+
+    Or, with ``regression="banded"``, all feature spaces s together with penalties of their own,
+
+    .. math:: \min_{w, b} \|y_t - \hat y_t\|^2 + \sum_s \alpha_{st} \|w_{st}\|^2
+
+    or a mixture of their predictions (`brainalign.linear.Stacking`). With `delays`, rows are
+    samples of time and features are delayed (`brainalign.linear.LaggedRidge`).
 
     In each outer fold, features are z-scored by the training rows, and alphas (per neuroid and
     layer) and layers (per neuroid, ROI, or one for all) are chosen by validation inside the
@@ -115,7 +147,24 @@ def encode(
     responses : Dataset
         ``responses`` schema (presentation, neuroid), one subject.
     splits : int or sequence of (train, test)
-        K folds over stimuli; or pairs of row numbers (of `align`), masks or stimulus ids.
+        K folds over stimuli; or pairs of row numbers (of `align`), masks or stimulus ids. For time
+        series K folds over clips or runs, or over blocks of time where there are too few.
+    regression : {"ridge", "banded", "stacking"}
+        "ridge" fits the layers one by one and chooses among them; the others fit feature spaces
+        together, in a model named "all". They are validated in folds.
+    spaces : dict of str to sequence of str, optional
+        Layers of each feature space, by their names in `features`; by default each layer is one.
+    partition : {"none", "product", "leave_one_out", "subsets"}
+        Divide the explained variance among the spaces; see `partition_variance`. Adds ``share``
+        (part, neuroid) to ``best``, and its bootstrap sums. The last two fit more models.
+    n_iter : int
+        Candidate weights of the spaces, for banded ridge.
+    delays : (float, float), optional
+        First and last delay in seconds, for time series (time, neuroid) with features over time, or
+        with features of the stimuli that they show; see `brainalign.encoding.timeseries.as_rows`.
+    direction : {"forward", "backward"}
+        "backward" turns the sign of the delays: a decoder, with `features` and `responses` from
+        `brainalign.encoding.timeseries.backward`.
     alphas : float or sequence of float
         Grid of penalties, for z-scored features.
     inner_cv : int, "loo" or "gcv"
@@ -127,8 +176,13 @@ def encode(
         outside all of them share one.
     repetitions, stimuli, bad_neuroids
         See `align`.
+    clusters : int, optional
+        Make the K folds of whole clusters of stimuli (`brainalign.data.splits.by_cluster`).
+    embedding : Dataset, optional
+        ``features`` schema: in which stimuli are clustered, the same for all models to compare.
     stimulus_sha256 : dict of stimulus id to hash, optional
-        Content hashes for the leak check.
+        Content hashes, by which one stimulus under two names stays on one side of every split, and
+        the stimuli of earlier choices (`select`, `record_choice`) are told.
     allow_leak : bool
         Warn of, instead of refusing, stimuli on both sides of a split.
     ceiling : array-like, shape (n_neuroids,), optional
@@ -153,8 +207,9 @@ def encode(
         Keep measured and predicted responses: as large as the tested responses, twice.
     seed : int
         Seed of folds, permutations and samples.
-    device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"`` ...
+    device : str or sequence of str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0,cuda:1"`` ...: several share the blocks of
+        neuroids (`brainalign.device.resolve_devices`), in one thread each.
     target_batch : int, optional
         Neuroids in one product.
     memory_gib : float, optional
@@ -186,12 +241,14 @@ def encode(
     for name, value, allowed in (
         ("choose", choose, ("neuroid", "roi", "all")),
         ("permutation", permutation, PERMUTATIONS),
+        ("regression", regression, REGRESSIONS),
+        ("partition", partition, ("none", *METHODS)),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}.")
     grid = check_alphas(alphas)
     check_inner(inner_cv)
-    resolve_device(device)
+    devices = resolve_devices(device)
     if permutation != "none" and n_permutations < 1:
         raise ConfigError(f'n_permutations is {n_permutations}; use permutation="none" for none.')
     if target_batch is not None and target_batch < 1:
@@ -204,15 +261,25 @@ def encode(
             'Use choose="neuroid", or encode all in one piece.',
         )
     validate(responses, "responses")
+    how = Regression(regression, n_iter=n_iter)
+    timing = None
+    if delays is not None:
+        rate = responses.attrs.get("sampling_rate")
+        how = replace(how, delays=delays, sampling_rate=rate, direction=direction)
+        features, responses, timing = as_rows(features, responses, how.lags, stimulus_sha256)
+        if clusters is not None:
+            raise ConfigError("Clusters are of stimuli; time series are split by clips or time.")
+    how = _together(how, features, spaces, partition)
+    _check_regression(how, inner_cv, permutation)
     n = responses.sizes["neuroid"]
     within = slice(0, n)
     if part is not None:
         within = part_slice(n, neuroid_chunk(responses), part)
     options = _Options(
         grid, inner_cv, choose, permutation, n_permutations, n_bootstrap, ceiling_threshold,
-        keep_predictions, repetitions, seed, device, target_batch,
+        keep_predictions, repetitions, seed, str(devices[0]), target_batch, how, partition,
     )  # fmt: skip
-    plan = _plan(features, responses, within, splits, options, memory_gib)
+    plan = _plan(features, responses, within, splits, options, memory_gib, devices)
     work = _Work(
         features=features,
         responses=responses,
@@ -222,29 +289,18 @@ def encode(
             "repeats": repeats,
         },
         split_options={
-            "splits": splits, "stimulus_sha256": stimulus_sha256, "allow_leak": allow_leak,
+            "splits": splits, "clusters": clusters, "embedding": embedding,
+            "stimulus_sha256": stimulus_sha256, "allow_leak": allow_leak,
         },
         options=options,
         plan=plan,
+        timing=timing,
     )  # fmt: skip
     blocks = list(plan.blocks(within))
     folder = None
     if checkpoint is not None:
         folder = Path(checkpoint) / work.key(blocks)
-    done: list[EncodingResult] = []
-    silent = None if len(blocks) > 1 else True
-    for block in tqdm(blocks, desc="encode", unit="block", disable=silent):
-        at = None if folder is None else folder / f"{block.start:09d}"
-        if at is not None and at.is_dir():
-            done.append(read_result(at))
-            continue
-        result = work.encode(block)
-        if result is None:
-            continue
-        if at is not None:
-            write_result(result, at)
-            result = read_result(at)
-        done.append(result)
+    done = _encode_blocks(work, blocks, devices, folder)
     if not done:
         # Raises, naming what is wrong with the neuroids.
         align(features, responses.isel(neuroid=blocks[-1]), **work.align_options)
@@ -262,9 +318,120 @@ def encode(
     return out
 
 
-def _permutation_mode(permutation: str, n_splits: int, choose: str) -> str:
+def _encode_blocks(
+    work: _Work, blocks: Sequence[slice], devices: Sequence[torch.device], folder: Path | None
+) -> list[EncodingResult]:
+    """Encode all blocks, each by the next device that is free; those in the folder are done."""
+    waiting, turn, stopped = iter(blocks), threading.Lock(), threading.Event()
+    done: dict[int, EncodingResult] = {}
+    progress = tqdm(
+        total=len(blocks), desc="encode", unit="block", disable=None if len(blocks) > 1 else True
+    )
+
+    def worker(k: int) -> None:
+        mine = work if k == 0 else None
+        try:
+            while True:
+                if mine is None:
+                    # What the blocks share is made by the first worker.
+                    work.ready.wait()
+                with turn:
+                    block = next(waiting, None)
+                if block is None or stopped.is_set():
+                    return
+                at = None if folder is None else folder / f"{block.start:09d}"
+                if at is None or not at.is_dir():
+                    mine = work.on(devices[k]) if mine is None else mine
+                    result = mine.encode(block)
+                    if result is not None and at is not None:
+                        write_result(result, at)
+                        result = read_result(at)
+                else:
+                    result = read_result(at)
+                if result is not None:
+                    done[block.start] = result
+                progress.update()
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            if k == 0:
+                work.ready.set()
+
+    with progress:
+        if len(devices) == 1:
+            worker(0)
+        else:
+            # Threads that silence warnings would otherwise leave them silent.
+            with warnings.catch_warnings(), ThreadPoolExecutor(len(devices)) as threads:
+                for running in [threads.submit(worker, k) for k in range(len(devices))]:
+                    running.result()
+    return [done[start] for start in sorted(done)]
+
+
+def _together(
+    how: Regression,
+    features: Mapping[str, xr.Dataset] | xr.Dataset,
+    spaces: Mapping[str, Sequence[str]] | None,
+    partition: str,
+) -> Regression:
+    """Return the regression with the models that are to be fitted."""
+    if how.kind == "ridge":
+        if spaces is not None or partition != "none":
+            raise ConfigError(
+                "Feature spaces and their partition need a model of all of them; regression is "
+                "'ridge'.",
+                'Use regression="banded" or "stacking".',
+            )
+        return how
+    if isinstance(features, xr.Dataset):
+        raise ConfigError(f"regression={how.kind!r} needs the features of several spaces, by name.")
+    own = {name: (name,) for name in features} if spaces is None else spaces
+    unknown = [x for layers in own.values() for x in layers if x not in features]
+    if unknown:
+        raise ConfigError(
+            f"There are no features {unknown[0]!r}.{near(unknown[0], features)}",
+            f"Known: {', '.join(features)}.",
+        )
+    empty = [name for name, layers in own.items() if not layers]
+    if empty or FULL in own or any(JOINED in name for name in own):
+        raise ConfigError(
+            f"Feature spaces need layers and names other than {FULL!r} and without {JOINED!r}; "
+            f"got {dict(own)}."
+        )
+    sets = [tuple(own)] if partition == "none" else models_of(partition, list(own))
+    models = {FULL if len(m) == len(own) else JOINED.join(m): m for m in sets}
+    return replace(how, spaces={k: tuple(v) for k, v in own.items()}, models=models,
+                   eligible=[FULL])  # fmt: skip
+
+
+def _check_regression(how: Regression, inner_cv: int | str, permutation: str) -> None:
+    """Refuse what a regression cannot do."""
+    if how.kind != "ridge" and isinstance(inner_cv, str):
+        raise ConfigError(
+            f"inner_cv is {inner_cv!r}; regression={how.kind!r} is validated in folds.",
+            "Give a number of folds.",
+        )
+    if how.delays is None:
+        return
+    if how.kind == "stacking":
+        raise ConfigError("Stacking takes no delays.", 'Use regression="banded" or "ridge".')
+    if isinstance(inner_cv, str):
+        raise ConfigError(
+            f"inner_cv is {inner_cv!r}; time series are validated in folds over clips or time.",
+            "Give a number of folds.",
+        )
+    if permutation == "predictions":
+        raise ConfigError(
+            'permutation="predictions" exchanges single rows, and samples of time are not '
+            "exchangeable.",
+            'Use "pooled" or "refit", which shift whole trials in a circle.',
+        )
+
+
+def _permutation_mode(permutation: str, n_splits: int, choose: str, over_time: bool) -> str:
     if permutation == "auto":
-        if n_splits == 1:
+        if n_splits == 1 and not over_time:
             return "predictions"
         return "pooled" if choose == "neuroid" else "refit"
     if permutation == "pooled" and choose != "neuroid":
@@ -333,7 +500,12 @@ class _Work:
         split_options: dict[str, Any],
         options: _Options,
         plan: Plan,
+        timing: Timing | None = None,
     ) -> None:
+        self.timing = timing
+        #: Set once what the blocks share is made.
+        self.ready = threading.Event()
+        self._counting = threading.Lock()
         self.features, self.responses, self.ceiling = features, responses, ceiling
         self.align_options, self.split_options = align_options, split_options
         self.options, self.plan = options, plan
@@ -348,13 +520,24 @@ class _Work:
         self._drawn = rng.integers(responses.sizes["neuroid"], size=options.n_permutations)
         self._begun = False
 
+    def on(self, device: torch.device) -> _Work:
+        """Return the same work with solvers of its own on another device."""
+        other = copy.copy(self)
+        other.options = replace(self.options, device=str(device))
+        other.solvers = self.solvers.on(device)
+        return other
+
     def key(self, blocks: Sequence[slice]) -> str:
         """Name what the blocks' results depend on."""
         named = {"": self.features} if isinstance(self.features, xr.Dataset) else self.features
-        values = [x for n, ds in named.items() for x in (n, np.asarray(ds["features"].values))]
+        values = [x for n, ds in named.items() for x in (n, fingerprint(ds, "features"))]
+        values.append(fingerprint(self.responses, "responses"))
         attrs = {k: str(v) for k, v in self.responses.attrs.items()}
         given = {k: str(v) for k, v in vars(self.options).items() if k != "device"}
-        splits = {k: _named(v) for k, v in self.split_options.items()}
+        splits = {
+            k: fingerprint(v, "features") if isinstance(v, xr.Dataset) else _named(v)
+            for k, v in self.split_options.items()
+        }
         return sha256_of(
             *values, attrs, given, splits, self.align_options, [b.start for b in blocks],
             self.responses["stimulus_id"].values.astype(str),
@@ -391,25 +574,58 @@ class _Work:
             return True
         for reason, bad in (("NaN or infinite", ~finite), ("constant", finite)):
             if bad.any():
-                self.left_out[reason] = self.left_out.get(reason, 0) + int(bad.sum())
+                with self._counting:
+                    self.left_out[reason] = self.left_out.get(reason, 0) + int(bad.sum())
         return False
 
     def _begin(self, aligned: Aligned) -> None:
         """Check what does not depend on the neuroids, and make what they share."""
         o = self.options
-        self.pairs = make_splits(aligned, seed=o.seed, **self.split_options)
+        timing, ids = self.timing, aligned.row_id
+        groups: NDArray[Any]
+        sha256 = self.split_options["stimulus_sha256"]
+        if timing is None:
+            place: dict[str, int] = {}
+            keys = content_keys(ids, sha256).tolist()
+            content = np.array([place.setdefault(key, len(place)) for key in keys])
+            self.pairs = make_splits(aligned, seed=o.seed, **self.split_options)
+            groups, trials, self.stimuli = content, None, aligned.stimulus_id.tolist()
+        else:
+            given = self.split_options
+            self.pairs = timing.splits(
+                ids, given["splits"], seed=o.seed, allow_leak=given["allow_leak"]
+            )
+            groups, trials = timing.groups(ids), timing.trials(ids)
+            self.stimuli = timing.stimuli(ids)
         self.rows = np.sort(np.concatenate([test for _, test in self.pairs]))
-        self.tested = np.unique(aligned.row_id[self.rows])
-        check_double_dipping(self.responses, self.tested.tolist())
-        self.options = replace(o, mode=_permutation_mode(o.mode, len(self.pairs), o.choose))
-        check_inner(o.inner_cv, aligned.row_stimulus)
-        _check_exchange(self.options.mode, aligned, self.pairs)
+        tested = ids[self.rows]
+        #: Rows that are resampled together.
+        self.units = tested if timing is None else timing.blocks(tested)
+        self.tested = np.unique(tested).tolist() if timing is None else timing.stimuli(tested)
+        source = self.features
+        layers = [source] if isinstance(source, xr.Dataset) else list(source.values())
+        for ds in (self.responses, *layers):
+            check_double_dipping(ds, self.tested, sha256)
+        mode = _permutation_mode(o.mode, len(self.pairs), o.choose, timing is not None)
+        self.options = replace(o, mode=mode)
+        if timing is None:
+            check_inner(o.inner_cv, aligned.row_stimulus)
+            twice = len(np.unique(aligned.row_stimulus)) - len(np.unique(content))
+            if twice and isinstance(o.inner_cv, str):
+                logger.warning(
+                    "%d stimuli have the content of another. inner_cv=%r leaves them out one by "
+                    "one, so that alphas are chosen too small; a number of folds keeps them "
+                    "together.", twice, o.inner_cv,
+                )  # fmt: skip
+            _check_exchange(self.options.mode, aligned, self.pairs)
         self.solvers = Solvers(
             {name: aligned.rows(name) for name in aligned.features},
             self.pairs,
             alphas=o.grid,
             inner_cv=o.inner_cv,
-            row_groups=aligned.row_stimulus,
+            row_groups=groups,
+            regression=o.regression,
+            trials=trials,
             seed=o.seed,
             device=o.device,
             keep=self.plan.keep,
@@ -418,24 +634,27 @@ class _Work:
         if isinstance(named, xr.Dataset):
             named = {next(iter(aligned.features)): named}
         self.thin = {n: ds.isel(feature=slice(1)).compute() for n, ds in named.items()}
-        self.model = str(next(iter(aligned.meta.values()))["model"].values)
+        models = dict.fromkeys(str(m["model"].values) for m in aligned.meta.values())
+        self.model = " + ".join(models) if o.regression.models else next(iter(models))
         self.notes: list[str] = []
         left_out = len(np.unique(self.responses["stimulus_id"].values)) - len(aligned.stimulus_id)
         if left_out:
             self.notes.append(f"{left_out} stimuli of the responses have no features")
         self._begun = True
+        self.ready.set()
 
     def _result(self, aligned: Aligned, block: slice, kept: NDArray[np.intp]) -> EncodingResult:
-        o, layers, pairs = self.options, list(self.solvers.features), self.pairs
+        o, layers, pairs = self.options, list(self.solvers.models), self.pairs
         Y = aligned.responses
         n = Y.shape[1]
         groups = _groups(aligned.neuroids, o.choose)
         nc = self._ceiling(aligned, block, kept)
         ids = aligned.row_id[self.rows]
+        method = None if o.partition == "none" else o.partition
         sums = RoiSums(
             [*layers, NESTED],
             _within(self._rois, block, kept),
-            ids,
+            self.units,
             aligned.neuroids["neuroid_id"].values.astype(str),
             np.where((nc >= o.threshold) & (nc > 0), nc, np.nan),
             n_bootstrap=o.n_bootstrap,
@@ -446,6 +665,8 @@ class _Work:
 
         def each(i: int, measured: NDArray[np.float32], predicted: NDArray[np.float32]) -> None:
             sums.add(i, measured, predicted)
+            if method in ("leave_one_out", "subsets") and i < len(layers):
+                sums.add_explained(self.solvers.models[layers[i]], measured, predicted)
             if o.mode == "predictions":
                 tests.append(
                     permutation_test(
@@ -460,13 +681,14 @@ class _Work:
             both = np.hstack([Y, exchanged])
             out = nested_cv(
                 self.solvers, both, target_groups=shared, keep=n, target_batch=o.target_batch,
-                each_layer=each,
+                each_layer=each, parts=method == "product",
             )  # fmt: skip
             del both
         else:
             out = nested_cv(
-                self.solvers, Y, target_groups=groups, target_batch=o.target_batch, each_layer=each
-            )
+                self.solvers, Y, target_groups=groups, target_batch=o.target_batch,
+                each_layer=each, parts=method == "product",
+            )  # fmt: skip
         each(len(layers), out.measured, out.predicted)
         if o.mode == "pooled":
             r = np.vstack([out.r_layer[:, n:], out.r[None, n:]])
@@ -476,20 +698,39 @@ class _Work:
             p, null = self._p(aligned, groups, out, tests)
 
         fits = [fit_all(self.solvers, name, Y, o.target_batch) for name in layers]
-        index, score = np.stack([f[0] for f in fits]), np.stack([f[1] for f in fits])
-        final = group_best(torch.as_tensor(score), torch.as_tensor(groups)).numpy()
+        score = np.stack([f.score for f in fits])
+        alpha = np.stack([f.alpha for f in fits])
+        if o.regression.kind == "stacking":
+            alpha[:] = np.nan  # each space has its own
+        able = self.solvers.eligible
+        final = np.array(able)[
+            group_best(torch.as_tensor(score[able]), torch.as_tensor(groups)).numpy()
+        ]
         here = np.arange(n)
-        attrs = _attrs(aligned, o, len(pairs), self.tested)
+        attrs = _attrs(aligned, o, len(pairs), self.tested, self.stimuli)
+        hashes = self.split_options["stimulus_sha256"]
+        if hashes is not None:
+            attrs["stimuli_sha256"] = json.dumps([hashes.get(s, "") for s in self.stimuli])
+        if self.split_options["clusters"] is not None:
+            attrs["clusters"] = self.split_options["clusters"]
         if "selections" in self.responses.attrs:
             attrs["selections"] = self.responses.attrs["selections"]
         scores = _scores(
-            aligned, out.r_layer[:, :n], out.r2_layer[:, :n], p[:-1], o.grid[index], score, nc,
+            aligned, out.r_layer[:, :n], out.r2_layer[:, :n], p[:-1], alpha, score, nc,
             o.threshold, layers, self.model,
         )  # fmt: skip
         best = _scores(
-            aligned, out.r[:n], out.r2[:n], p[-1], o.grid[index[final, here]], score[final, here],
+            aligned, out.r[:n], out.r2[:n], p[-1], alpha[final, here], score[final, here],
             nc, o.threshold, None, self.model,
         )  # fmt: skip
+        if o.regression.models:
+            best = best.assign(_spaces(self.solvers.models[FULL], fits[-1], o.regression.kind))
+        if method is not None:
+            explained = self._explained(out, layers, n, sums if method == "product" else None)
+            shares = shares_of(method, explained)
+            names = [JOINED.join(part) for part in shares]
+            best["share"] = (("part", "neuroid"), np.stack(list(shares.values())))
+            best = best.assign_coords(part=names)
         best["best_layer"] = ("neuroid", np.asarray(layers)[final])
         best["layer_agreement"] = ("neuroid", (out.choice[:, :n] == final).mean(axis=0))
         scores.attrs.update(attrs)
@@ -504,18 +745,36 @@ class _Work:
             best=validate(best, "scores"),
             encoders={
                 name: encoder_dataset(
-                    self.solvers, name, aligned, index[i], np.flatnonzero(final == i),
+                    self.solvers, name, aligned, fits[i], np.flatnonzero(final == i),
                     target_batch=o.target_batch,
                 )
                 for i, name in enumerate(layers)
                 if (final == i).any()
             },
-            bootstrap=sums.dataset().assign_coords(rows),
+            bootstrap=sums.dataset(method).assign_coords(rows),
             null=null,
             predictions=_predictions(aligned, out, rows) if o.keep_predictions else None,
             excluded=dict(aligned.excluded),
             notes=[*self.notes, *self._rank_notes()],
         )  # fmt: skip
+
+    def _explained(
+        self, out: NestedPredictions, layers: list[str], n: int, sums: RoiSums | None
+    ) -> dict[tuple[str, ...], NDArray[np.float64]]:
+        """Explained variance (n_neuroids,) that `shares_of` divides."""
+        models = self.solvers.models
+        if sums is None or out.parts is None:
+            return {models[name]: out.r2_layer[i, :n] for i, name in enumerate(layers)}
+        values = product_measure(out.measured, out.parts, baseline=0.0)
+        for space, own in zip(models[FULL], out.parts, strict=True):
+            sums.add_explained((space,), out.measured, own, out.predicted)
+        return {(space,): v for space, v in zip(models[FULL], values, strict=True)}
+
+    def _exchange(self, aligned: Aligned, rng: np.random.Generator) -> NDArray[np.intp]:
+        if self.timing is not None:
+            away = self.options.mode == "pooled"
+            return self.timing.exchange(aligned.row_id, rng, away=away)
+        return _exchange(aligned, rng)
 
     def _p(
         self,
@@ -540,7 +799,7 @@ class _Work:
         per_batch = max(1, min(COLUMNS_IN_FLIGHT, self.plan.room) // n)
         for start in range(0, o.n_permutations, per_batch):
             count = min(per_batch, o.n_permutations - start)
-            permuted = [aligned.responses[_exchange(aligned, rng)] for _ in range(count)]
+            permuted = [aligned.responses[self._exchange(aligned, rng)] for _ in range(count)]
             shared = np.concatenate([groups + i * (groups.max() + 1) for i in range(count)])
             null = nested_cv(
                 self.solvers, np.hstack(permuted), target_groups=shared, keep=0,
@@ -561,7 +820,7 @@ class _Work:
         out = np.empty((len(aligned.responses), len(draws)), dtype=np.float32)
         for j, (draw, v) in enumerate(zip(draws.tolist(), place.tolist(), strict=True)):
             rng = np.random.default_rng([self.options.seed, 1, draw])
-            out[:, j] = aligned.responses[_exchange(aligned, rng), v]
+            out[:, j] = aligned.responses[self._exchange(aligned, rng), v]
         return out
 
     def _ceiling(
@@ -576,12 +835,11 @@ class _Work:
     def _rank_notes(self) -> list[str]:
         """Say which layers hold features that others hold already."""
         out = []
-        for name in self.solvers.features:
-            f = self.solvers(name, ALL_ROWS).factors
-            possible = min(len(f.X) - int(f.centred), f.X.shape[1])
-            if f.rank < possible:
+        for name in self.solvers.models:
+            spanned = self.solvers(name, ALL_ROWS).spanned()
+            if spanned is not None and spanned[0] < spanned[1]:
                 out.append(
-                    f"layer {name!r}: its features span {f.rank} of {possible} possible "
+                    f"layer {name!r}: its features span {spanned[0]} of {spanned[1]} possible "
                     "directions (some are constant or sums of others), so single weights are not "
                     "unique; predictions are as good"
                 )
@@ -595,15 +853,25 @@ def _plan(
     splits: Splits,
     options: _Options,
     memory_gib: float | None,
+    devices: Sequence[torch.device],
 ) -> Plan:
     layers = [features] if isinstance(features, xr.Dataset) else list(features.values())
     presentations = rows = responses["responses"].shape[0]
     if options.repetitions == "average" and "stimulus_id" in responses.coords:
         rows = len(np.unique(responses["stimulus_id"].values))
+    each = [ds.sizes.get("feature", 1) for ds in layers] or [1]
+    how = options.regression
+    if how.models is not None and how.spaces is not None and isinstance(features, Mapping):
+        width = {
+            space: sum(features[x].sizes.get("feature", 1) for x in own)
+            for space, own in how.spaces.items()
+        }
+        each = [sum(width[space] for space in own) for own in how.models.values()]
     sizes = Sizes(
         presentations=presentations,
         rows=rows,
-        features=[ds.sizes.get("feature", 1) for ds in layers] or [1],
+        features=[p * len(how.lags) for p in each],
+        parts=len(how.spaces or ()) if options.partition == "product" else 0,
         folds=int(splits) if isinstance(splits, int | np.integer) else len(splits),
         inner=1 if isinstance(options.inner_cv, str) else int(options.inner_cv),
         bootstraps=options.n_bootstrap,
@@ -611,9 +879,9 @@ def _plan(
         predictions=options.keep_predictions,
     )
     n = within.stop - within.start
-    plan = plan_blocks(
-        sizes, n, neuroid_chunk(responses), memory_gib, resolve_device(options.device)
-    )
+    if options.choose != "neuroid":
+        devices = devices[:1]
+    plan = plan_blocks(sizes, n, neuroid_chunk(responses), memory_gib, devices)
     if plan.step < n and options.choose != "neuroid":
         raise ConfigError(
             f"choose={options.choose!r} needs all {n} neuroids at once, but only {plan.room} fit "
@@ -628,6 +896,14 @@ def _within(
 ) -> dict[str, NDArray[np.intp]]:
     """Members of each ROI among the neuroids of a block that are kept, by their place there."""
     return {roi: np.flatnonzero(np.isin(kept + block.start, m)) for roi, m in members.items()}
+
+
+def _spaces(spaces: Sequence[str], fit: Choices, kind: str) -> dict[str, Any]:
+    """Penalties of the spaces of the model of all, and for stacking their weights."""
+    out: dict[str, Any] = {"penalty": (("space", "neuroid"), fit.penalties)}
+    if kind == "stacking":
+        out["weight"] = (("space", "neuroid"), fit.weights)
+    return {**out, "space": list(spaces)}
 
 
 def _maximum(values: NDArray[np.float64]) -> xr.Dataset:
@@ -711,8 +987,16 @@ def _scores(
     return ds.merge(rest, combine_attrs="override")
 
 
-def _attrs(aligned: Aligned, o: _Options, n_folds: int, tested: NDArray[np.str_]) -> dict[str, Any]:
+def _attrs(
+    aligned: Aligned, o: _Options, n_folds: int, tested: Sequence[str], stimuli: Sequence[str]
+) -> dict[str, Any]:
+    how = o.regression
+    over_time = {"delays": list(how.delays), "sampling_rate": how.sampling_rate,
+                 "direction": how.direction} if how.delays is not None else {}  # fmt: skip
     return {
+        "regression": how.kind,
+        "partition": o.partition,
+        **over_time,
         "subject": str(aligned.attrs.get("subject", "")),
         "space": str(aligned.attrs.get("space", "")),
         "units": str(aligned.attrs.get("units", "")),
@@ -724,11 +1008,11 @@ def _attrs(aligned: Aligned, o: _Options, n_folds: int, tested: NDArray[np.str_]
         "permutations": 0 if o.mode == "none" else o.n_permutations,
         "seed": o.seed,
         "repetitions": o.repetitions,
-        "n_stimuli": len(aligned.stimulus_id),
+        "n_stimuli": len(stimuli),
         "n_tested": len(tested),
         "mean_repeats": float(aligned.repeats.mean()),
         "ceiling_threshold": o.threshold,
-        "stimuli": json.dumps(aligned.stimulus_id.tolist()),
+        "stimuli": json.dumps(list(stimuli)),
     }
 
 

@@ -21,7 +21,7 @@ __all__ = ["gather", "gather_folders"]
 #: What must be the same in all parts.
 _SETTINGS = (
     "subject", "folds", "inner_cv", "alphas", "choose", "permutation", "seed", "repetitions",
-    "n_stimuli", "n_tested", "ceiling_threshold", "stimuli",
+    "n_stimuli", "n_tested", "ceiling_threshold", "stimuli", "regression", "partition",
 )  # fmt: skip
 
 
@@ -73,15 +73,17 @@ def gather(parts: Sequence[EncodingResult]) -> EncodingResult:
         if mode == "pooled":
             ds.attrs["permutations"] = null.sizes["draw"]
     grid = np.asarray(best.attrs["alphas"], dtype=np.float64)
-    if len(grid) > 1:
-        index = np.abs(np.log(best["alpha"].values)[:, None] - np.log(grid)).argmin(axis=1)
-        warn_edges(index, best["validation_r2"].values, grid)
+    known = np.isfinite(best["alpha"].values)
+    if len(grid) > 1 and known.any():
+        alpha = best["alpha"].values[known]
+        index = np.abs(np.log(alpha)[:, None] - np.log(grid)).argmin(axis=1)
+        warn_edges(index, best["validation_r2"].values[known], grid)
     bootstrap = first.bootstrap
     if len(parts) > 1:
         bootstrap = bootstrap.assign(
             {
                 name: (first.bootstrap[name].dims, sum(p.bootstrap[name].values for p in parts))
-                for name in ("total", "count")
+                for name in first.bootstrap.data_vars
             }
         )
     predictions = [p.predictions for p in parts if p.predictions is not None]

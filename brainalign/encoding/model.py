@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,16 @@ from numpy.typing import NDArray
 
 from brainalign.data.schema import validate
 from brainalign.encoding.align import Aligned, align, feature_matrix, neuroid_coords
+from brainalign.encoding.fits import Chosen
 from brainalign.encoding.nested import ALL_ROWS, Solvers, check_inner
 from brainalign.errors import ConfigError, SchemaError
+from brainalign.linear.lagged import lagged_predict
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
 
 __all__ = ["fit_encoder", "predict"]
+
+#: What features must share with those that an encoder was fitted to.
+_PREPROCESSING = ("pooling", "preprocessing", "weights_sha256")
 
 
 def fit_encoder(
@@ -63,10 +70,11 @@ def fit_encoder(
         {layer: aligned.rows(layer)}, [], alphas=grid, inner_cv=inner_cv,
         row_groups=aligned.row_stimulus, seed=seed, device=device,
     )  # fmt: skip
-    index, score = fit_all(solvers, layer, aligned.responses, target_batch)
+    chosen = fit_all(solvers, layer, aligned.responses, target_batch)
     if len(grid) > 1:
-        warn_edges(index, score, grid)
-    return encoder_dataset(solvers, layer, aligned, index, target_batch=target_batch)
+        index = np.abs(grid[:, None] - chosen.alpha).argmin(axis=0)
+        warn_edges(index, chosen.score, grid)
+    return encoder_dataset(solvers, layer, aligned, chosen, target_batch=target_batch)
 
 
 def predict(
@@ -75,18 +83,22 @@ def predict(
 ) -> xr.DataArray:
     r"""Predict responses to new stimuli.
 
-    .. math:: \hat y = W \, \frac{x - \mu}{\sigma} + b
+    .. math:: \hat y = W \, \frac{x - \mu}{\sigma} + b, \qquad
+              \hat y_s = \sum_l W_l \, \frac{x_{s-l} - \mu}{\sigma} + b
+
+    the second for an encoder with delays l.
 
     Parameters
     ----------
     encoder : Dataset or dict of layer to Dataset
         ``encoder`` schema; several layers with different neuroids are joined.
     features : Dataset or dict of layer to Dataset
-        Features of the encoder's model and layer.
+        Features of the encoder's model and layer, or of all of those that it joins. With delays,
+        samples of time, ``(time, feature)``; each ``stimulus_id`` is a trial of its own.
 
     Returns
     -------
-    DataArray, dimensions (stimulus, neuroid)
+    DataArray, dimensions (stimulus, neuroid) or (time, neuroid)
         In the unit of the responses, with stimulus_id and the neuroids' coordinates.
 
     Raises
@@ -97,101 +109,198 @@ def predict(
     if isinstance(encoder, Mapping) and not isinstance(encoder, xr.Dataset):
         if not isinstance(features, Mapping) or isinstance(features, xr.Dataset):
             raise ConfigError("Encoders of several layers need the features of each, by layer.")
-        missing = [n for n in encoder if n not in features]
-        if missing:
-            raise SchemaError(f"There are no features of layer {missing[0]!r}.")
-        parts = [predict(e, features[n]) for n, e in encoder.items()]
+        parts = [predict(e, features) for e in encoder.values()]
         return xr.concat(parts, dim="neuroid", coords="minimal", compat="override", join="exact")
-    if not isinstance(features, xr.Dataset):
-        name = str(encoder["layer"].values)
-        if name not in features:
-            raise SchemaError(f"There are no features of layer {name!r}.")
-        features = features[name]
     validate(encoder, "encoder")
-    validate(features, "features")
-    for name in ("model", "layer"):
-        ours, theirs = str(encoder[name].values), str(features[name].values)
-        if ours != theirs:
+    given = [features] if isinstance(features, xr.Dataset) else list(features.values())
+    sources = _sources(encoder)
+    layers = [_matching(source, given) for source in sources]
+    expected = [int(s["n_features"]) for s in sources]
+    for n, ds in zip(expected, layers, strict=True):
+        if n != ds.sizes["feature"]:
             raise SchemaError(
-                f"The encoder was fitted to {name} {ours!r}; the features are of {theirs!r}."
+                f"The encoder takes {n} features; there are {ds.sizes['feature']} of layer "
+                f"{str(ds['layer'].values)!r}."
             )
-    for name in ("pooling", "preprocessing", "weights_sha256"):
-        if name in encoder.attrs and encoder.attrs[name] != features.attrs.get(name):
-            raise SchemaError(
-                f"The encoder was fitted to features with {name} {encoder.attrs[name]!r}; these "
-                f"have {features.attrs.get(name)!r}."
-            )
-    if encoder.sizes["feature"] != features.sizes["feature"]:
+    along = str(layers[0]["features"].dims[0])
+    if (along == "time") != ("delay" in encoder.dims):
         raise SchemaError(
-            f"The encoder takes {encoder.sizes['feature']} features; there are "
-            f"{features.sizes['feature']}."
+            f"The features are ({along}, feature), and the encoder has "
+            f"{'delays' if 'delay' in encoder.dims else 'no delays'}.",
+            "Features over time go with delays.",
         )
-    ids = features["stimulus_id"].values.astype(str)
-    X = feature_matrix(features, ids.tolist()).astype(np.float64)
-    X = (X - encoder["feature_mean"].values) / encoder["feature_scale"].values
-    y = X @ encoder["weights"].values.T.astype(np.float64) + encoder["intercept"].values
+    coords: dict[str, Any] = {}
+    if along == "stimulus":
+        ids = layers[0]["stimulus_id"].values.astype(str)
+        X = np.concatenate([feature_matrix(ds, ids.tolist()) for ds in layers], axis=1)
+        coords["stimulus_id"] = (along, ids)
+    else:
+        X = np.concatenate([np.asarray(ds["features"].values) for ds in layers], axis=1)
+        if "stimulus_id" in layers[0].coords:
+            coords["stimulus_id"] = (along, layers[0]["stimulus_id"].values.astype(str))
+    X = (X.astype(np.float64) - encoder["feature_mean"].values) / encoder["feature_scale"].values
+    weights = encoder["weights"].values.astype(np.float64)
+    if along == "stimulus":
+        y = X @ weights.T + encoder["intercept"].values
+    else:
+        lags = np.rint(encoder["delay"].values * encoder.attrs["sampling_rate"]).astype(np.int64)
+        clips = coords["stimulus_id"][1] if coords else np.zeros(len(X), dtype=int)
+        y = np.empty((len(X), len(weights)))
+        for clip in dict.fromkeys(clips.tolist()):
+            rows = np.flatnonzero(clips == clip)
+            x, w, constant = (
+                torch.as_tensor(a) for a in (X[rows], weights, encoder["intercept"].values)
+            )
+            y[rows] = lagged_predict(x, w, lags, constant.to(x.dtype)).numpy()
     out = xr.DataArray(
         y.astype(np.float32),
-        dims=("stimulus", "neuroid"),
-        coords={"stimulus_id": ("stimulus", ids)},
+        dims=(along, "neuroid"),
+        coords=coords,
         name="predicted",
         attrs={"units": encoder.attrs.get("units", "")},
     )
-    coords = neuroid_coords(encoder).coords
-    return out.assign_coords({n: c for n, c in coords.items() if c.dims == ("neuroid",)})
+    own = neuroid_coords(encoder).coords
+    return out.assign_coords({n: c for n, c in own.items() if c.dims == ("neuroid",)})
+
+
+def _sources(encoder: xr.Dataset) -> list[dict[str, Any]]:
+    """Return what the columns of an encoder are features of, in order."""
+    if "sources" in encoder.attrs:
+        sources: list[dict[str, Any]] = json.loads(encoder.attrs["sources"])
+        return sources
+    one = {k: encoder.attrs[k] for k in _PREPROCESSING if k in encoder.attrs}
+    named = {k: str(encoder[k].values) for k in ("model", "layer")}
+    return [{**named, "n_features": encoder.sizes["feature"], **one}]
+
+
+def _matching(source: Mapping[str, Any], given: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return the features that a source names."""
+    for ds in given:
+        validate(ds, "features")
+    named = [[str(ds[k].values) for k in ("model", "layer")] for ds in given]
+    wanted = [source["model"], source["layer"]]
+    if not named:
+        raise ConfigError("There are no features.")
+    if wanted not in named:
+        for k, (ours, theirs) in enumerate(zip(wanted, named[0], strict=True)):
+            if len(given) == 1 and ours != theirs:
+                kind = ("model", "layer")[k]
+                raise SchemaError(
+                    f"The encoder was fitted to {kind} {ours!r}; the features are of {theirs!r}."
+                )
+        raise SchemaError(f"There are no features of layer {wanted[1]!r} of model {wanted[0]!r}.")
+    found = given[named.index(wanted)]
+    for name in _PREPROCESSING:
+        if name in source and source[name] != found.attrs.get(name):
+            raise SchemaError(
+                f"The encoder was fitted to features with {name} {source[name]!r}; these "
+                f"have {found.attrs.get(name)!r}."
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen for all targets of one model, on all rows.
+
+    Parameters
+    ----------
+    penalties, weights : ndarray, shape (n_spaces, n_targets)
+    score : ndarray, shape (n_targets,)
+        See `brainalign.encoding.fits.Chosen`.
+    """
+
+    penalties: NDArray[np.float64]
+    score: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    @property
+    def alpha(self) -> NDArray[np.float64]:
+        """Common penalty, alpha / gamma of each space being its own, and gammas summing to 1."""
+        return 1 / (1 / self.penalties).sum(axis=0)
 
 
 def fit_all(
-    solvers: Solvers, layer: str, responses: NDArray[np.float32], target_batch: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Choose alphas of one layer on all rows: their places in the grid, and their scores."""
-    fit = solvers(layer, ALL_ROWS)
-    index = np.empty(responses.shape[1], dtype=np.int64)
-    score = np.empty(responses.shape[1])
-    for t in fit.solver.batches(responses.shape[1], target_batch):
-        solution = fit.solver.solve(_columns(responses, t, fit.mean.device))
-        index[t], score[t] = solution.index.cpu().numpy(), fit.score(solution).cpu().numpy()
-    return index.clip(max=len(solvers.grid) - 1), score
+    solvers: Solvers, model: str, responses: NDArray[np.float32], target_batch: int | None
+) -> Choices:
+    """Choose the penalties of one model on all rows."""
+    fit = solvers(model, ALL_ROWS)
+    shape = len(solvers.models[model]), responses.shape[1]
+    out = Choices(np.empty(shape), np.empty(shape[1]), np.empty(shape))
+    for t in fit.batches(responses.shape[1], target_batch):
+        chosen = fit.choose(_columns(responses, t, fit.mean.device))
+        for name in ("penalties", "score", "weights"):
+            getattr(out, name)[..., t] = getattr(chosen, name).cpu().numpy()
+    return out
 
 
 def encoder_dataset(
     solvers: Solvers,
-    layer: str,
+    model: str,
     aligned: Aligned,
-    index: NDArray[np.int64],
+    choices: Choices,
     keep: NDArray[np.intp] | None = None,
     *,
     target_batch: int | None = None,
 ) -> xr.Dataset:
-    """Put the fit of some neuroids, at their alphas' places in the grid, into an ``encoder``."""
-    fit = solvers(layer, ALL_ROWS)
+    """Put the fit of some neuroids, at the penalties chosen for them, into an ``encoder``."""
+    fit = solvers(model, ALL_ROWS)
     keep = np.arange(aligned.responses.shape[1]) if keep is None else keep
-    weights = np.empty((len(keep), fit.factors.X.shape[1]), dtype=np.float32)
+    lags = solvers.regression.lags
+    layers = [(space, name) for space in solvers.models[model] for name in solvers.spaces[space]]
+    width = [solvers.features[name].shape[1] for _, name in layers]
+    weights = np.empty((len(keep), sum(width) * len(lags)), dtype=np.float32)
     intercept = np.empty(len(keep))
-    for part in fit.solver.batches(len(keep), target_batch):
+    for part in fit.batches(len(keep), target_batch):
         where = fit.mean.device
-        chosen = torch.as_tensor(index[keep[part]], device=where)
-        solution = fit.solver.solve(_columns(aligned.responses, keep[part], where), index=chosen)
-        coef, constant = fit.solver.coefficients(solution)
+        chosen = Chosen(
+            *(
+                torch.as_tensor(a[..., keep[part]], device=where)
+                for a in (choices.penalties, choices.score, choices.weights)
+            )
+        )
+        coef, constant = fit.coefficients(_columns(aligned.responses, keep[part], where), chosen)
         weights[part], intercept[part] = coef.cpu().numpy(), constant.cpu().numpy()
-    meta = aligned.meta[layer]
-    copied = ("pooling", "preprocessing", "weights_sha256")
-    attrs: dict[str, Any] = {n: meta.attrs[n] for n in copied if n in meta.attrs}
-    attrs |= {
+    metas = [aligned.meta[name] for _, name in layers]
+    sources = [
+        {
+            "model": str(m["model"].values), "layer": str(m["layer"].values), "n_features": n,
+            **{k: m.attrs[k] for k in _PREPROCESSING if k in m.attrs},
+        }
+        for m, n in zip(metas, width, strict=True)
+    ]  # fmt: skip
+    joint = len(sources) > 1
+    attrs: dict[str, Any] = {
         "units": str(aligned.attrs.get("units", "")),
         "subject": str(aligned.attrs.get("subject", "")),
         "space": str(aligned.attrs.get("space", "")),
         "n_stimuli": len(aligned.stimulus_id),
+        **({"sources": json.dumps(sources)} if joint else {}),
+        **{k: v for k, v in sources[0].items() if k in _PREPROCESSING and not joint},
     }
+    dims: tuple[str, ...] = ("neuroid", "feature")
+    coords: dict[str, Any] = {
+        "model": " + ".join(dict.fromkeys(s["model"] for s in sources)),
+        "layer": model if joint else sources[0]["layer"],
+    }
+    if joint:
+        coords["feature_space"] = ("feature", np.repeat([space for space, _ in layers], width))
+    if solvers.regression.delays is not None:
+        rate = float(solvers.regression.sampling_rate or 1)
+        attrs |= {"sampling_rate": rate}
+        dims = (*dims, "delay")
+        weights = weights.reshape(len(keep), -1, len(lags))
+        coords["delay"] = ("delay", lags / rate, {"units": "s"})
+    stacked = solvers.regression.kind == "stacking"
     ds = xr.Dataset(
         {
-            "weights": (("neuroid", "feature"), weights),
+            "weights": (dims, weights),
             "intercept": ("neuroid", intercept),
-            "alpha": ("neuroid", solvers.grid[index[keep]]),
+            "alpha": ("neuroid", np.where(stacked, np.nan, choices.alpha[keep])),
             "feature_mean": ("feature", fit.mean.double().cpu().numpy()),
             "feature_scale": ("feature", fit.scale.double().cpu().numpy()),
         },
-        coords={"model": str(meta["model"].values), "layer": str(meta["layer"].values)},
+        coords=coords,
         attrs=attrs,
     )
     neuroids = aligned.neuroids.isel(neuroid=keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,11 @@ from tqdm.auto import tqdm
 
 from brainalign.data.splits import Split, nested
 from brainalign.device import resolve_device
+from brainalign.encoding.fits import Fit, Regression, make_fit
 from brainalign.errors import ConfigError
-from brainalign.linear.search import RidgeSolver, Solution
-from brainalign.linear.solvers import Factors
 
 __all__ = [
     "ALL_ROWS",
-    "LayerSolver",
     "NestedPredictions",
     "Solvers",
     "check_inner",
@@ -35,35 +34,6 @@ logger = logging.getLogger(__name__)
 #: In place of a fold's number: every row is a training row.
 ALL_ROWS = -1
 _SCORED_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class LayerSolver:
-    """What all targets share of one layer and one set of training rows.
-
-    Parameters
-    ----------
-    mean, scale : Tensor, shape (n_features,)
-        Of the training rows, by which features are z-scored.
-    solver : RidgeSolver
-        Of the z-scored training rows.
-    projected : Tensor, shape (n_test, n_components)
-        The test rows, z-scored likewise, in the solver's eigenbasis.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    solver: RidgeSolver
-    projected: Tensor
-
-    @property
-    def factors(self) -> Factors:
-        """Of the z-scored training rows."""
-        return self.solver.factors
-
-    def score(self, solution: Solution) -> Tensor:
-        """Return the validated R^2 (n_targets,) of each target at its alpha."""
-        return solution.scores.gather(0, solution.index[None])[0]
 
 
 @dataclass(frozen=True)
@@ -85,6 +55,8 @@ class NestedPredictions:
         Of each layer.
     choice : ndarray of int, shape (n_folds, n_targets)
         Layer chosen in each fold.
+    parts : ndarray, shape (n_spaces, n_tested, n_kept), or None
+        What each feature space contributes to the predictions of the last model.
     """
 
     rows: NDArray[np.intp]
@@ -97,6 +69,7 @@ class NestedPredictions:
     r_layer: NDArray[np.float64]
     r2_layer: NDArray[np.float64]
     choice: NDArray[np.int64]
+    parts: NDArray[np.float32] | None = None
 
 
 def check_inner(cv: int | str, row_stimulus: NDArray[np.intp] | None = None) -> None:
@@ -128,12 +101,12 @@ def inner_folds(split: Split, groups: NDArray[Any], cv: int | str, seed: int) ->
 
 
 class Solvers:
-    """The solvers of every layer and fold, each built when it is first asked for.
+    """The fits of every model and fold, each built when it is first asked for.
 
     Parameters
     ----------
-    features : dict of layer to ndarray, shape (n_rows, n_features)
-        float32, finite.
+    features : dict of str to ndarray, shape (n_rows, n_features)
+        By layer or feature space; float32, finite.
     splits : sequence of (train, test)
         Rows of the folds, with disjoint test sets.
     alphas : ndarray, shape (n_alphas,)
@@ -142,12 +115,16 @@ class Solvers:
         How alphas and layers are scored in the training rows.
     row_groups : array, shape (n_rows,)
         Stimulus of each row; inner folds keep these whole.
+    regression : Regression
+        By default ridge regression on every layer.
+    trials : ndarray of int, shape (n_rows,), optional
+        Trial of each row, for lagged models.
     seed : int
         Seed of the inner folds.
     device : str
         As in `brainalign.linear.Ridge`.
     keep : bool
-        Keep every solver, for more targets; or only the one that was asked for last.
+        Keep every fit, for more targets; or only the one that was asked for last.
     """
 
     def __init__(
@@ -158,43 +135,66 @@ class Solvers:
         alphas: NDArray[np.float64],
         inner_cv: int | str,
         row_groups: NDArray[Any],
+        regression: Regression | None = None,
+        trials: NDArray[np.intp] | None = None,
         seed: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         keep: bool = True,
     ) -> None:
         self.features = dict(features)
         self.splits = list(splits)
         self.device = resolve_device(device)
         self.grid = np.asarray(alphas, dtype=np.float64)
+        self.regression = regression or Regression()
+        layers = self.regression.spaces or {name: (name,) for name in self.features}
+        self.spaces = {name: tuple(own) for name, own in layers.items()}
+        given = self.regression.models or {name: (name,) for name in self.spaces}
+        self.models = {name: tuple(spaces) for name, spaces in given.items()}
+        names = list(self.models)
+        self.eligible = [names.index(m) for m in self.regression.eligible or names]
         self._groups, self._inner, self._seed = row_groups, inner_cv, seed
-        self._keep = keep
-        self._made: dict[tuple[str, int], LayerSolver] = {}
+        self._trials, self._keep = trials, keep
+        self._made: dict[tuple[str, int], Fit] = {}
 
-    def __call__(self, layer: str, fold: int) -> LayerSolver:
-        """Return the solver of one layer in the training rows of one fold, or in `ALL_ROWS`."""
-        key = layer, fold
+    def __call__(self, model: str, fold: int) -> Fit:
+        """Return the fit of one model in the training rows of one fold, or in `ALL_ROWS`."""
+        key = model, fold
         if key not in self._made:
             if not self._keep:
                 self._made.clear()
-            self._made[key] = self._build(layer, fold)
+            self._made[key] = self._build(model, fold)
         return self._made[key]
 
-    def _build(self, layer: str, fold: int) -> LayerSolver:
+    def on(self, device: torch.device) -> Solvers:
+        """Return the same with fits of their own on another device."""
+        other = copy.copy(self)
+        other.device, other._made = device, {}
+        return other
+
+    def space(self, name: str) -> NDArray[np.float32]:
+        """Return the features (n_rows, n_features) of a space."""
+        own = [self.features[layer] for layer in self.spaces[name]]
+        return own[0] if len(own) == 1 else np.concatenate(own, axis=1)
+
+    def _build(self, model: str, fold: int) -> Fit:
         everything = np.arange(len(self._groups))
         split = (everything, everything[:0]) if fold == ALL_ROWS else self.splits[fold]
-        inner = inner_folds(split, self._groups, self._inner, self._seed + 1 + fold)
-        values = self.features[layer]
-        X, X_test = (torch.as_tensor(values[rows], device=self.device) for rows in split)
-        mean = X.mean(dim=0, dtype=torch.float64)
-        scale = (X.double() - mean).square().mean(dim=0).sqrt()
-        varies = scale > 1e-6 * mean.abs().clamp(min=1e-30)
-        scale = torch.where(varies, scale, torch.ones_like(scale))
-        mean, scale = mean.to(X.dtype), scale.to(X.dtype)
-        # A single alpha stands there twice, so that it is scored: layers are compared by it.
-        grid = self.grid if len(self.grid) > 1 else np.repeat(self.grid, 2)
-        solver = RidgeSolver((X - mean) / scale, torch.as_tensor(grid), inner)
-        projected = solver.factors.project((X_test - mean) / scale)
-        return LayerSolver(mean, scale, solver, projected)
+        seed = self._seed + 1 + fold
+        inner: str | list[Split] = []
+        if self.regression.delays is None:
+            inner = inner_folds(split, self._groups, self._inner, seed)
+        return make_fit(
+            self.regression,
+            {space: self.space(space) for space in self.models[model]},
+            split,
+            inner,
+            self.grid,
+            self._groups,
+            trials=self._trials,
+            n_inner=self._inner if isinstance(self._inner, int) else 5,
+            seed=seed,
+            device=self.device,
+        )
 
 
 def group_best(scores: Tensor, groups: Tensor) -> Tensor:
@@ -233,6 +233,7 @@ def nested_cv(
     keep: int | None = None,
     target_batch: int | None = None,
     each_layer: Callable[[int, NDArray[np.float32], NDArray[np.float32]], None] | None = None,
+    parts: bool = False,
 ) -> NestedPredictions:
     r"""Predict held-out rows; choose alphas and layers inside the training rows of each fold.
 
@@ -260,6 +261,8 @@ def nested_cv(
     each_layer : callable, optional
         Called with the number of a layer and the measured and predicted deviations
         (n_tested, n_kept) of that layer, while they are at hand: only one layer's are held.
+    parts : bool
+        Return what the feature spaces of the last model contribute.
 
     Returns
     -------
@@ -291,20 +294,29 @@ def nested_cv(
     choice = torch.zeros((len(splits), n_targets), dtype=torch.int64, device=where)
     by_layer = []
     progress = tqdm(
-        total=len(splits) * len(solvers.features), desc="fits", unit="fit", disable=None,
+        total=len(splits) * len(solvers.models), desc="fits", unit="fit", disable=None,
         leave=False,
     )  # fmt: skip
-    for i, layer in enumerate(solvers.features):
+    last, each = len(solvers.models) - 1, None
+    if parts:
+        each = Y.new_empty((len(solvers.models[list(solvers.models)[last]]), len(rows), keep))
+    for i, layer in enumerate(solvers.models):
         for k, (train, _) in enumerate(splits):
             fit = solvers(layer, k)
             inside = torch.as_tensor(train, device=where)
             score = torch.empty(n_targets, dtype=torch.float64, device=where)
-            for t in fit.solver.batches(n_targets, target_batch):
-                solution = fit.solver.solve(Y[:, t][inside])
-                deviation[places[k], t] = fit.projected @ fit.solver.weights(solution)
-                score[t] = fit.score(solution)
+            for t in fit.batches(n_targets, target_batch):
+                divide = each is not None and i == last and t.start < keep
+                deviation[places[k], t], score[t], own = fit.predict(Y[:, t][inside], parts=divide)
+                if each is not None and own is not None:
+                    stop = min(t.stop, keep)
+                    each[:, places[k], t.start : stop] = own[:, :, : stop - t.start]
+            if i not in solvers.eligible:
+                progress.update()
+                continue
             mean = _group_mean(score[None], groups)[0]
-            better = (mean > best[k]) if i else torch.ones_like(mean, dtype=torch.bool)
+            first = i == solvers.eligible[0]
+            better = torch.ones_like(mean, dtype=torch.bool) if first else mean > best[k]
             best[k] = torch.where(better, mean, best[k])
             choice[k, better] = i
             for t in _slices(n_targets, _SCORED_AT_ONCE):
@@ -327,6 +339,7 @@ def nested_cv(
         r_layer=np.stack([s[0] for s in by_layer]),
         r2_layer=np.stack([s[1] for s in by_layer]),
         choice=choice.cpu().numpy(),
+        parts=None if each is None else each.cpu().numpy(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from brainalign.evaluation.partition import subsets, unique_variance, variance_p
 from brainalign.evaluation.significance import bootstrap_counts, percentiles
 from brainalign.linear.banded import BandedRidge, Spaces, feature_spaces
 
-__all__ = ["FULL", "METHODS", "partition_variance"]
+__all__ = ["FULL", "METHODS", "models_of", "partition_variance", "shares_of"]
 
 METHODS = ("product", "leave_one_out", "subsets")
 #: Joins the names of spaces that share a part.
@@ -24,6 +24,53 @@ JOINED = " & "
 FULL = "all"
 #: Neuroids fitted and resampled at a time.
 NEUROIDS_AT_ONCE = 5000
+
+
+def models_of(method: str, spaces: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the sets of spaces whose models a method needs, that of all spaces last.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method, or there are fewer than two spaces.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    every = tuple(spaces)
+    if len(every) < 2:
+        raise ConfigError(f"A partition needs at least two feature spaces; got {list(every)}.")
+    if method == "product":
+        return [every]
+    if method == "leave_one_out":
+        return [tuple(s for s in every if s != out) for out in every] + [every]
+    return subsets(every)
+
+
+def shares_of(
+    method: str, explained: Mapping[tuple[str, ...], NDArray[np.float64]]
+) -> dict[tuple[str, ...], NDArray[np.float64]]:
+    """Divide explained variance by one of `METHODS`.
+
+    Parameters
+    ----------
+    method : str
+        How.
+    explained : mapping of tuple of str to ndarray
+        For "product" the part of each space, by `product_measure`; else R^2 of the models of
+        `models_of`. Arrays of any one shape; sums over neuroids are divided likewise.
+
+    Returns
+    -------
+    dict of tuple of str to ndarray
+        By the spaces that share a part.
+    """
+    if method == "product":
+        return dict(explained)
+    if method == "subsets":
+        return variance_partition(explained)
+    *without, every = explained
+    unique = unique_variance(explained[every], np.stack([explained[m] for m in without]))
+    return {(s,): u for s, u in zip(every, unique, strict=True)}
 
 
 def partition_variance(
@@ -99,8 +146,6 @@ def partition_variance(
     Lescroart, Stansbury & Gallant (2015), Frontiers in Computational Neuroscience 9, 135
     (subsets); Dupre la Tour et al. (2022), NeuroImage 264, 119728 (product measure).
     """
-    if method not in METHODS:
-        raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     data, responses = np.asarray(X), np.asarray(Y)
     if responses.ndim != 2 or data.ndim != 2 or len(data) != len(responses):
         raise SchemaError(
@@ -109,15 +154,8 @@ def partition_variance(
         )
     names = [str(c) for c in X.columns] if hasattr(X, "columns") else None
     columns = feature_spaces(spaces, data.shape[1], names)
-    if len(columns) < 2:
-        raise ConfigError(f"A partition needs at least two feature spaces; got {list(columns)}.")
+    models = models_of(method, list(columns))
     pairs = _checked(splits, len(data))
-    every = tuple(columns)
-    models = {
-        "product": [every],
-        "leave_one_out": [tuple(s for s in every if s != out) for out in every] + [every],
-        "subsets": subsets(every),
-    }[method]
     rows = np.concatenate([test for _, test in pairs])
     ids = np.arange(len(data)) if stimulus_id is None else np.asarray(stimulus_id)
     counts = bootstrap_counts(len(rows), n_bootstrap, groups=ids[rows], seed=seed)
@@ -190,12 +228,8 @@ def _scores(
                     for s, own in zip(spaces, parts, strict=True)
                 }
     every = models[-1]
-    if method == "leave_one_out":
-        without = np.stack([r2[m] for m in models[:-1]])
-        unique = unique_variance(r2[every], without)
-        shares = {(s,): u for s, u in zip(every, unique, strict=True)}
-    elif method == "subsets":
-        shares = variance_partition(r2)
+    if method != "product":
+        shares = shares_of(method, r2)
     return (
         {JOINED.join(part): v for part, v in shares.items()},
         {FULL if m == every else JOINED.join(m): v for m, v in r2.items()},

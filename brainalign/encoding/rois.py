@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from brainalign.encoding.partition import JOINED, shares_of
 from brainalign.errors import SchemaError, UnknownNameError, near
 from brainalign.evaluation.significance import bootstrap_counts, bootstrap_r
 
@@ -116,6 +117,8 @@ class RoiSums:
         self._n, self._device, self._ceiling = n_bootstrap, device, ceiling
         shape = (len(OVER), len(MEASURES), n_bootstrap, len(self.rows), len(self.rois))
         self._total, self._count = np.zeros(shape), np.zeros(shape)
+        self._explained: dict[tuple[str, ...], NDArray[np.float64]] = {}
+        self._defined = np.zeros((n_bootstrap, len(self.rois)))
         if not n_bootstrap:
             return
         inside = np.zeros((len(neuroid_id), len(self.rois)))
@@ -143,15 +146,53 @@ class RoiSums:
                 self._total[1, m, :, row] += (filled * weights) @ inside
                 self._count[1, m, :, row] += (defined * weights) @ inside
 
-    def dataset(self) -> xr.Dataset:
-        """Return ``total`` and ``count`` (over, measure, sample, layer, roi)."""
+    def add_explained(
+        self,
+        name: tuple[str, ...],
+        measured: NDArray[np.float32],
+        own: NDArray[np.float32],
+        whole: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Add the variance that a term `own` of the predictions `whole` explains.
+
+        See `brainalign.evaluation.product_measure`; that of the whole itself is R^2.
+        """
+        if not self._n:
+            return
+        total = np.zeros((self._n, len(self.rois)))
+        for start in range(0, len(self._used), _NEUROIDS_AT_ONCE):
+            here = slice(start, start + _NEUROIDS_AT_ONCE)
+            part = self._used[here]
+            y, f = (a[:, part].astype(np.float64) for a in (measured, own))
+            w = f if whole is None else whole[:, part].astype(np.float64)
+            square = self._draws @ (y * y)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                x = np.where(square > 0, self._draws @ (f * (2 * y - w)) / square, 0.0)
+            total += x @ self._inside[here]
+            if not self._explained:
+                self._defined += (square > 0) @ self._inside[here]
+        self._explained[name] = total
+
+    def dataset(self, method: str | None = None) -> xr.Dataset:
+        """Return ``total`` and ``count`` (over, measure, sample, layer, roi).
+
+        With a method of partition, also ``share_total`` (sample, part, roi) and ``share_count``
+        (sample, roi).
+        """
         dims = ("over", "measure", "sample", "layer", "roi")
-        return xr.Dataset(
+        out = xr.Dataset(
             {"total": (dims, self._total), "count": (dims, self._count)},
             coords={"over": list(OVER), "measure": list(MEASURES), "layer": self.rows,
                     "roi": self.rois},
             attrs=self.attrs,
         )  # fmt: skip
+        if method is None or not self._explained:
+            return out
+        shares = shares_of(method, self._explained)
+        return out.assign(
+            share_total=(("sample", "part", "roi"), np.stack(list(shares.values()), axis=1)),
+            share_count=(("sample", "roi"), self._defined),
+        ).assign_coords(part=[JOINED.join(part) for part in shares])
 
 
 def _poisson(neuroid_id: NDArray[np.str_], n: int, seed: int) -> NDArray[np.uint8]:

@@ -18,7 +18,12 @@ from brainalign.data.bundle import read_bundle
 from brainalign.data.cortex import N_VERTICES
 from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.stimuli import StimulusSet
-from brainalign.encoding.compare import compare_models, compare_subjects, layer_roi
+from brainalign.encoding.compare import (
+    compare_models,
+    compare_subjects,
+    layer_roi,
+    partition_roi,
+)
 from brainalign.encoding.result import EncodingResult, read_result
 from brainalign.encoding.rois import ALL_ROIS, roi_members
 from brainalign.errors import ConfigError
@@ -131,6 +136,11 @@ def encoding_section(
     ]
     figures.append(_layers_figure(layer_table, title, len(shown)))
     figures.append(_models_figure(comparison, titles, baselines, len(shown)))
+    figures += [
+        _partition_figure([by[m] for by in results.values()], m, titles.get(m, m))
+        for m in models
+        if all("share" in by[m].best for by in results.values())
+    ]
     if len(shown) > 1 and len(models) > 1:
         figures.append(_subjects_figure(results, main, titles, baselines, rois))
     figures += _scatter(shown, title) if few else _against_ceiling(shown, title)
@@ -166,6 +176,8 @@ def encoding_section(
         if result.predictions is None
     ]
     attrs = {**first.best.attrs, **first.bootstrap.attrs}
+    methods = _methods(attrs, [titles.get(m, m) for m in models], len(results), fdr)
+    methods += _joint_methods({titles.get(m, m): next(iter(results.values()))[m] for m in models})
     return Section(
         id="encoding",
         title="Encoding models",
@@ -175,8 +187,8 @@ def encoding_section(
         + "?",
         figures=figures,
         summary=summary,
-        methods=_methods(attrs, [titles.get(m, m) for m in models], len(results), fdr),
-        references=dict(_REFERENCES),
+        methods=methods,
+        references={k: v for k, v in _REFERENCES.items() if f"@{k}" in methods},
         exclusions=list(dict.fromkeys(exclusions + unkept)),
         facts={
             "subjects": str(len(results)),
@@ -423,6 +435,33 @@ def _models_figure(
     )
 
 
+def _partition_figure(results: Sequence[EncodingResult], model: str, title: str) -> Figure:
+    """Show how the variance that a joint model explains is divided among its feature spaces."""
+    table = _over_subjects([partition_roi(r) for r in results])
+    method = str(results[0].best.attrs["partition"])
+    ds = table.rename({"roi": "item", "part": "series"}).transpose("item", "series")
+    ds["value"].attrs = {"long_name": "share of variance", "units": "R²"}
+    return Figure(
+        f"partition-{model}",
+        "bars",
+        f"What each feature space of {title} explains",
+        "Mean over the neuroids of each region of the variance of held-out responses that is "
+        + {
+            "product": "explained by each space in the model of all, by the product measure. The "
+            "parts sum to what all explain together; what two spaces share is divided between "
+            "them.",
+            "leave_one_out": "explained by one space and no other: what is lost when the model is "
+            "fitted without it.",
+            "subsets": "unique to each space, or shared by those that are named together, from "
+            "models of every set of spaces. The parts sum to what all explain together.",
+        }[method]
+        + " Parts can be negative, where a space adds noise. Intervals are 95 % of a bootstrap "
+        "over stimuli.",
+        ds,
+        {"y_label": "share of variance (R²)"},
+    )
+
+
 def _subjects_figure(
     results: Results,
     main: str,
@@ -665,32 +704,10 @@ def _truth(
     a, b = np.concatenate(true_ceiling), np.concatenate(ceiling)
     good = np.isfinite(a) & np.isfinite(b)
     a, b = a[good], b[good]
-    found.append(
-        Estimate(
-            "Error of the noise ceiling",
-            float(np.abs(a - b).mean()),
-            unit="r²",
-            note=f"mean absolute difference from the planted ceiling over {len(a):,} neuroids; "
-            f"mean signed {float((b - a).mean()):+.3f}",
-            reference="0",
-        )
-    )
-    thin = np.linspace(0, len(a) - 1, min(len(a), 1500)).astype(int)
-    order = np.argsort(a)[thin]
-    ds = xr.Dataset({"x": ("observation", a[order]), "y": ("observation", b[order])})
-    ds["x"].attrs = {"long_name": "planted noise ceiling", "units": "r²"}
-    ds["y"].attrs = {"long_name": "estimated", "units": "r²"}
-    figures.append(
-        Figure(
-            "truth-ceiling",
-            "scatter",
-            "Planted and estimated noise ceiling",
-            "Each point is a simulated neuroid. Points should lie about the line of equality; "
-            "their spread is the error with which a ceiling is known from so few repeats.",
-            ds,
-            {"identity_line": True},
-        )
-    )
+    if len(a):
+        planted_figure, estimate = _ceiling_truth(a, b)
+        figures.append(planted_figure)
+        found.append(estimate)
     p = np.concatenate(null_p)
     p = np.sort(p[np.isfinite(p)])
     if len(p) > 1:
@@ -755,6 +772,33 @@ def _truth(
     return figures, found
 
 
+def _ceiling_truth(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[Figure, Estimate]:
+    """Compare planted and estimated noise ceilings."""
+    estimate = Estimate(
+        "Error of the noise ceiling",
+        float(np.abs(a - b).mean()),
+        unit="r²",
+        note=f"mean absolute difference from the planted ceiling over {len(a):,} neuroids; "
+        f"mean signed {float((b - a).mean()):+.3f}",
+        reference="0",
+    )
+    thin = np.linspace(0, len(a) - 1, min(len(a), 1500)).astype(int)
+    order = np.argsort(a)[thin]
+    ds = xr.Dataset({"x": ("observation", a[order]), "y": ("observation", b[order])})
+    ds["x"].attrs = {"long_name": "planted noise ceiling", "units": "r²"}
+    ds["y"].attrs = {"long_name": "estimated", "units": "r²"}
+    figure = Figure(
+        "truth-ceiling",
+        "scatter",
+        "Planted and estimated noise ceiling",
+        "Each point is a simulated neuroid. Points should lie about the line of equality; "
+        "their spread is the error with which a ceiling is known from so few repeats.",
+        ds,
+        {"identity_line": True},
+    )
+    return figure, estimate
+
+
 def _places(known: NDArray[np.str_], wanted: NDArray[np.str_]) -> NDArray[np.intp]:
     place = {str(n): i for i, n in enumerate(known)}
     return np.array([place[str(n)] for n in wanted])
@@ -771,27 +815,32 @@ def _methods(
         f"{len(alphas)} penalties from {alphas.min():g} to {alphas.max():g}" if len(alphas) else ""
     )
     sharing = {"neuroid": "each neuroid", "roi": "each ROI", "all": "all neuroids together"}
+    delays = attrs.get("delays")
+    unit = "images" if delays is None else "samples"
     text = (
         f"Voxel-wise encoding models [@naselaris2011] predicted the responses of {n_subjects} "
-        f"subject{'s' if n_subjects > 1 else ''} to {attrs.get('n_stimuli')} images from features "
-        f"of {', '.join(models)}. Repetitions of an image were averaged. Features were z-scored "
-        "with the mean and standard deviation of the training images, and ridge regression was "
+        f"subject{'s' if n_subjects > 1 else ''} to {attrs.get('n_stimuli')} stimuli from features "
+        f"of {', '.join(models)}. {_repeats_and_delays(attrs)} Features were z-scored "
+        f"with the mean and standard deviation of the training {unit}, and ridge regression was "
         f"fitted with one penalty per neuroid out of {grid}. Scores were "
-        f"computed in {attrs.get('folds')} folds over images; in each fold the penalty and, for "
+        f"computed in {attrs.get('folds')} folds over "
+        f"{'images' if delays is None else 'whole trials, or blocks of time where trials are few'}"
+        "; in each fold the penalty and, for "
         f"{sharing.get(str(attrs.get('choose')), 'each neuroid')}, the layer were chosen by "
-        f"{inner} within the training images, so that no reported score took part in a choice. "
+        f"{inner} within the training {unit}, so that no reported score took part in a choice. "
         "Accuracy is the Pearson correlation of measured and predicted responses over held-out "
-        "images. Noise ceilings are ncsnr² / (ncsnr² + 1/k) for the mean of k presentations "
+        f"{unit}. Noise ceilings are ncsnr² / (ncsnr² + 1/k) for the mean of k presentations "
         f"[@allen2022]; neuroids with a ceiling below {attrs.get('ceiling_threshold')} have no "
         f"normalised score. Intervals are percentiles of {attrs.get('n_bootstrap')} bootstrap "
-        "samples over images."
+        f"samples over {'images' if delays is None else 'stretches of time'}."
     )
     mode = str(attrs.get("permutation"))
     if mode != "none":
+        exchanged = "exchanged between images" if delays is None else "shifted in a circle in time"
         how = {
             "pooled": "a null distribution of the whole procedure, choices included, on responses "
-            "exchanged between images, pooled over neuroids drawn at random",
-            "refit": "the whole procedure repeated on responses exchanged between images",
+            f"{exchanged}, pooled over neuroids drawn at random",
+            "refit": f"the whole procedure repeated on responses {exchanged}",
             "predictions": "the measured responses exchanged between held-out images",
         }.get(mode, mode)
         text += (
@@ -802,7 +851,64 @@ def _methods(
     return text
 
 
+def _repeats_and_delays(attrs: Mapping[str, object]) -> str:
+    delays = attrs.get("delays")
+    if delays is None:
+        return "Repetitions of an image were averaged."
+    first, last = np.ravel(np.asarray(delays, dtype=float))
+    return (
+        f"Responses were sampled at {float(str(attrs['sampling_rate'])):g} Hz, and the features "
+        f"were delayed by {first:g} to {last:g} s in steps of one sample, no trial reaching into "
+        "another; repetitions of a trial were averaged."
+    )
+
+
+def _joint_methods(results: Mapping[str, EncodingResult]) -> str:
+    """Say how models of several feature spaces were fitted."""
+    text = ""
+    for title, result in results.items():
+        attrs = result.best.attrs
+        if "penalty" not in result.best:
+            continue
+        spaces = ", ".join(result.best["space"].values.astype(str))
+        text += f" {title} joined the feature spaces {spaces} " + (
+            "by banded ridge regression [@duprelatour2022], with a penalty for each space and "
+            "neuroid"
+            if attrs["regression"] == "banded"
+            else "by stacking [@lin2024]: ridge regression on each space, mixed with convex "
+            "weights for each neuroid"
+        )
+        text += f", chosen in {attrs['inner_cv']} folds within the training data."
+        text += {
+            "product": " Explained variance was divided among the spaces by the product measure "
+            "[@duprelatour2022].",
+            "leave_one_out": " The unique variance of a space is what the model explains more "
+            "than one without it.",
+            "subsets": " Explained variance was divided into unique and shared parts by models of "
+            "every set of spaces [@lescroart2015].",
+        }.get(str(attrs["partition"]), "")
+    return text
+
+
 _REFERENCES = {
+    "duprelatour2022": """@article{duprelatour2022,
+  author = {Dupr{\\'e} la Tour, Tom and Eickenberg, Michael and Nunez-Elizalde, Anwar O. and Gallant, Jack L.},
+  title = {Feature-space Selection with Banded Ridge Regression},
+  journal = {NeuroImage}, volume = {264}, pages = {119728}, year = {2022},
+  doi = {10.1016/j.neuroimage.2022.119728}
+}""",  # noqa: E501
+    "lescroart2015": """@article{lescroart2015,
+  author = {Lescroart, Mark D. and Stansbury, Dustin E. and Gallant, Jack L.},
+  title = {Fourier Power, Subjective Distance, and Object Categories All Provide Plausible Models of {BOLD} Responses in Scene-selective Visual Areas},
+  journal = {Frontiers in Computational Neuroscience}, volume = {9}, pages = {135}, year = {2015},
+  doi = {10.3389/fncom.2015.00135}
+}""",  # noqa: E501
+    "lin2024": """@article{lin2024,
+  author = {Lin, Ruimin and Naselaris, Thomas and Kay, Kendrick and Wehbe, Leila},
+  title = {Stacked Regressions and Structured Variance Partitioning for Interpretable Brain Maps},
+  journal = {NeuroImage}, volume = {298}, pages = {120772}, year = {2024},
+  doi = {10.1016/j.neuroimage.2024.120772}
+}""",
     "naselaris2011": """@article{naselaris2011,
   author = {Naselaris, Thomas and Kay, Kendrick N. and Nishimoto, Shinji and Gallant, Jack L.},
   title = {Encoding and Decoding in {fMRI}},

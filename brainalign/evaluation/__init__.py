@@ -38,6 +38,7 @@ from brainalign.evaluation.significance import (
     permutation_p,
     permutation_test,
 )
+from brainalign.evaluation.trainings import compare_trainings
 
 __all__ = [
     "GroupEstimate",
@@ -48,6 +49,7 @@ __all__ = [
     "bootstrap_r",
     "compare_over_subjects",
     "compare_samples",
+    "compare_trainings",
     "fdr",
     "gram",
     "group_map",

@@ -28,6 +28,7 @@ __all__ = [
     "MEASURES",
     "align_rdms",
     "average_rdms",
+    "average_sessions",
     "choose_layer_rsa",
     "compare_rdms",
     "dissimilarity",
@@ -238,6 +239,18 @@ def average_rdms(rdms: xr.Dataset, name: str = "mean", *, method: str | None = N
         mean = pool_rdm(_toolbox(rdms), method=check_comparison(method)).get_matrices()[0]
     ids = rdms["stimulus_id"].values.astype(str).tolist()
     return rdms_dataset(mean[None], [name], ids, measure=str(rdms.attrs.get("measure", "")))
+
+
+def average_sessions(rdms: xr.Dataset) -> xr.Dataset:
+    """Average the RDMs of each ``subject``; what has no such coordinate stays as it is."""
+    if "subject" not in rdms.coords:
+        return rdms
+    subjects = rdms["subject"].values.astype(str)
+    parts = {
+        s: average_rdms(rdms.isel(rdm_name=np.flatnonzero(subjects == s)), s)
+        for s in dict.fromkeys(subjects.tolist())
+    }
+    return stack_rdms(parts)
 
 
 def align_rdms(a: xr.Dataset, b: xr.Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,6 +15,7 @@ from brainalign.errors import SchemaError, UnknownNameError, near
 from brainalign.evaluation.layer_roi import layer_roi_cka, layer_roi_rsa
 from brainalign.evaluation.rsa import (
     average_rdms,
+    average_sessions,
     choose_layer_rsa,
     compare_rdms,
     evaluate_rdms,
@@ -101,18 +102,6 @@ def rsa_section_from_folders(
     )
 
 
-def _by_subject(rdms: xr.Dataset) -> xr.Dataset:
-    """Average the sessions of each subject."""
-    if "subject" not in rdms.coords:
-        return rdms
-    subjects = rdms["subject"].values.astype(str)
-    parts = {
-        s: average_rdms(rdms.isel(rdm_name=np.flatnonzero(subjects == s)), s)
-        for s in dict.fromkeys(subjects.tolist())
-    }
-    return stack_rdms(parts)
-
-
 def _points(evaluated: xr.Dataset, names: Sequence[tuple[str, str]], label: str) -> xr.Dataset:
     """Lay the rows of an evaluation out as (layer, model)."""
     items = list(dict.fromkeys(layer for _, layer in names))
@@ -179,7 +168,7 @@ def rsa_section(
     names = [(titles.get(m, m), layer) for m, by in layers.items() for layer in by]
     if not names:
         raise SchemaError("There are no layers to compare.")
-    subjects = _by_subject(target_rdms)
+    subjects = average_sessions(target_rdms)
     mean = average_rdms(subjects, f"mean {target}")
     every = stack_rdms({f"{m}:{n}": r for m, by in layers.items() for n, r in by.items()})
     on_mean = evaluate_rdms(every, mean, n_bootstrap=bootstraps, seed=seed)

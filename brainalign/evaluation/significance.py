@@ -42,7 +42,7 @@ _FEWEST_BLOCKS = 20
 # targets without an effect are found at a level of 5 %.
 _KEPT_VARIANCE = 0.75
 # Values of a gathered block: what stays in a core's cache, and what fills a GPU.
-_GATHERED = {"cpu": 2**20, "cuda": 2**26}
+_GATHERED = {"cpu": 2**19, "cuda": 2**26}
 
 
 class PermutationTest(NamedTuple):

@@ -15,6 +15,7 @@ _HOME = {
     "list_layers": "models",
     "load_model": "models",
     "model_card": "manifest",
+    "profile_attention": "profile",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "zero_shot": "zeroshot",

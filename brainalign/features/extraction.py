@@ -166,6 +166,12 @@ def _swap(model: Model, attention: str) -> tuple[str, AbstractContextManager[Any
     from brainalign_kernels import ShapeError, UnsupportedError
     from brainalign_kernels.adapters import parse, swap_attention
 
+    if model.placed is not None:
+        raise ConfigError(
+            f"{model.name} was trained with the attention {model.attention!r} and has it in "
+            f"place; attention={attention!r} would be swapped into it.",
+            "Leave attention out; damage is measured in a model trained with softmax attention.",
+        )
     try:
         chosen = parse(attention)
         with contextlib.ExitStack() as stack, torch.no_grad():
@@ -340,6 +346,8 @@ def _attrs(
 ) -> dict[str, str]:
     # The model's own attention is no attribute: it must not change the key of stores that exist.
     swapped = {} if attention is None else {"attention": attention}
+    if model.placed is not None:
+        swapped["trained_attention"] = model.attention
     return swapped | {
         "pooling": pooling,
         "preprocessing": json.dumps(model.preprocessing, sort_keys=True),

@@ -85,6 +85,7 @@ def model_card(model: Model, select: Sequence[str] | None = None) -> dict[str, A
         "available": True,
         "reason": "",
         "weights_sha256": model.weights_sha256,
+        "trained_attention": model.attention,
         "preprocessing": model.preprocessing,
         "layers": {name: list(model.traced[name].shape) for name in names},
     }

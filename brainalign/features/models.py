@@ -34,6 +34,7 @@ from brainalign.errors import (
     near,
 )
 from brainalign.features import baselines
+from brainalign.features.attention import full_attention, place_attention, recorded_attention
 from brainalign.features.layers import OUTPUT, Layer, match, tensor_of, trace
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Model:
         Runs the module on a batch of images; its result is the layer ``"output"``.
     text : callable, optional
         Returns the embeddings of a list of texts, for models that have a text tower.
+    placed : Swap, optional
+        Holds the attention that the weights were trained with, where it is not softmax.
+    attention : str
+        Its specification.
     """
 
     name: str
@@ -75,6 +80,8 @@ class Model:
     preprocessing: dict[str, Any]
     forward: Callable[[Tensor], Any]
     text: Callable[[list[str]], Tensor] | None = None
+    placed: Any = None
+    attention: str = "softmax"
 
     @property
     def device(self) -> torch.device:
@@ -222,6 +229,7 @@ def load_model(
     std: Sequence[float] | None = None,
     image_size: int | None = None,
     seed: int = 0,
+    trained_attention: str | None = None,
     device: str | torch.device = "auto",
     transform: Callable[[Image], Tensor] | None = None,
 ) -> Model:
@@ -248,6 +256,10 @@ def load_model(
         Side in pixels, instead of the model's own.
     seed : int
         Of ``random:`` weights.
+    trained_attention : str, optional
+        The attention that the weights were trained with, such as ``"neighborhood:k=3"``. A folder
+        of ``local-dir:`` that records one has it put in place in any case; naming it here makes
+        sure that it is the one expected.
     device : str or torch.device
         ``"auto"`` is CUDA where there is one.
     transform : callable, optional
@@ -262,7 +274,8 @@ def load_model(
     ChecksumError
         If `weights` does not match `sha256`.
     ConfigError
-        If the weights do not fit the architecture, or the arguments do not go together.
+        If the weights do not fit the architecture or were trained with another attention than
+        `trained_attention`, or the arguments do not go together.
     MissingDependencyError
         If the library that it comes from is not installed.
     """
@@ -294,6 +307,13 @@ def load_model(
         options = {**options, "seed": seed}
     if options:
         model.preprocessing["options"] = options
+    if trained_attention is not None and full_attention(trained_attention) != model.attention:
+        raise ConfigError(
+            f"{model.name} was trained with the attention {model.attention!r}; expected "
+            f"{trained_attention!r}.",
+            "Name the model that was trained with it. To swap another attention into trained "
+            "weights, which measures damage, use `attention` of the extraction.",
+        )
     model.module.eval().requires_grad_(False)
     return model.to(target)
 
@@ -543,7 +563,11 @@ def _open_clip(rest: str, request: _Request) -> Model:
             tokenizer.append(open_clip.get_tokenizer(arch))
         return module.encode_text(tokenizer[0](texts).to(next(module.parameters()).device))
 
-    return Model(full, module, transform, preprocessing, module.encode_image, text)
+    attention = recorded_attention(where) if schema == "local-dir" else "softmax"
+    placed = place_attention(module, attention)
+    return Model(
+        full, module, transform, preprocessing, module.encode_image, text, placed, attention
+    )
 
 
 def _has_checkpoint(folder: Path) -> bool:

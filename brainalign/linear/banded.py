@@ -33,6 +33,7 @@ from brainalign.linear.ridge import (
     check_folds,
     warn_edges,
 )
+from brainalign.linear.search import compress
 from brainalign.linear.solvers import Design, eigh, split_indices, target_batches
 
 __all__ = [
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 #: What `BandedRidge` and its kin take as feature spaces.
 Spaces = Sequence[Any] | Mapping[str, Any] | NDArray[Any] | None
 #: Largest error of a shrinkage factor (between 0 and 1) in the compressed basis of the alphas.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+SHRINKAGE_ERROR = {torch.float32: 1e-5, torch.float64: 1e-12}
 #: Relative residual at which a system is solved.
 RESIDUAL = {torch.float32: 1e-6, torch.float64: 1e-13}
 #: Share of a unit vector's square below which others span it.
@@ -418,19 +419,6 @@ def _make_folds(
     return [_Kernel(X, columns, kernels, *pair, centred) for pair in pairs]
 
 
-def _compress(values: Tensor, alphas: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Write ``1 / (values + alpha)`` of all alphas as few vectors: ``mix @ vectors``.
-
-    The factors ``(values + least alpha) / (values + alpha)``, which lie between 0 and 1, are
-    truncated by their singular values so that none is wrong by more than `tolerance`.
-    """
-    least = values + alphas.min()
-    left, s, right = torch.linalg.svd(least / (values + alphas[:, None]), full_matrices=False)
-    tail = (s[:, None] * right).square().flip(0).cumsum(0).flip(0).amax(dim=1).sqrt()
-    r = max(1, int((tail > tolerance).sum()))
-    return right[:r] / least, left[:, :r] * s[:r]
-
-
 def _errors(basis: _Basis, targets: _Targets, t: slice, vectors: Tensor, mix: Tensor) -> Tensor:
     """Squared errors of the validation rows (targets, n_alphas), float64.
 
@@ -583,7 +571,9 @@ def _search(
         ]  # fmt: skip
         for fold, own, error in zip(folds, targets, errors, strict=True):
             basis = fold.basis(gamma)
-            vectors, mix = _compress(basis.values, alphas, TOLERANCE[dtype])
+            # Weighted by the least of them, the factors lie between 0 and 1.
+            profile = 1 / (basis.values[:, None] + alphas)
+            vectors, mix = compress(profile, basis.values + alphas.min(), SHRINKAGE_ERROR[dtype])
             rows = len(vectors) * (own.rhs.shape[1] + own.test.shape[1])
             for t in target_batches(n, rows, target_batch, device):
                 error[t] = _errors(basis, own, t, vectors, mix)

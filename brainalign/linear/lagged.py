@@ -422,7 +422,7 @@ class LaggedRidge(BaseEstimator):
         self.device = device
         self.dtype = dtype
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, rows: Any = None) -> Self:
         """Choose penalties and fit.
 
         Parameters
@@ -431,6 +431,8 @@ class LaggedRidge(BaseEstimator):
             One trial, or a list of trials of any lengths.
         y : array-like, shape (n_samples, n_targets) or (n_samples,), or list of them
             The same trials.
+        rows : array-like of bool, shape (n_samples,), or list of them, optional
+            The samples whose targets are fitted. X of the others still serves their delays.
 
         Returns
         -------
@@ -467,12 +469,13 @@ class LaggedRidge(BaseEstimator):
         columns, weights = self._candidates(p)
         span = int(lags[-1] - lags[0])
         choosing = len(alphas) * len(weights) > 1
-        roles = self._roles([len(x) for x in data], span) if choosing else []
+        used = _used(rows, [len(x) for x in data])
+        roles = _within(self._roles([len(x) for x in data], span), used) if choosing else []
 
         device = resolve_device(self.device)
         Xt = [torch.as_tensor(np.require(x, requirements="W"), device=device) for x in data]
         Yt = [torch.as_tensor(np.require(x, requirements="W"), device=device) for x in target]
-        n = sum(map(len, Xt))
+        n = int(sum(u.sum() for u in used))
         penalty = _difference_penalty(p, n_lags) if self.regularisation == "derivative" else None
         kernel = penalty is None and n < p * n_lags
         scales = torch.as_tensor(weights, device=device).sqrt()  # (candidates, groups)
@@ -482,9 +485,18 @@ class LaggedRidge(BaseEstimator):
         # Targets are centred once; without an intercept nothing may be shifted.
         mean = torch.zeros(n_targets, dtype=torch.float64, device=device)
         if self.fit_intercept:
-            mean = _sum(v.sum(dim=0, dtype=torch.float64) for v in Yt) / n
+            mean = (
+                _sum(
+                    v[a:b].sum(dim=0, dtype=torch.float64)
+                    for v, u in zip(Yt, used, strict=True)
+                    for a, b in _stretches(u)
+                )
+                / n
+            )
         problem_type = _Kernel if kernel else _Primal
-        problem = problem_type(Xt, Yt, lags, roles, mean, columns, self.fit_intercept, penalty)
+        problem = problem_type(
+            Xt, Yt, lags, roles, used, mean, columns, self.fit_intercept, penalty
+        )
         if isinstance(problem, _Primal):
             warn_spanned(problem.whole_gram(), n, self.fit_intercept)
         index = torch.zeros(n_targets, dtype=torch.int64, device=device)
@@ -727,6 +739,7 @@ class _Primal:
         Y: list[Tensor],
         lags: NDArray[np.int64],
         roles: list[list[NDArray[np.int8]]],
+        used: list[NDArray[np.bool_]],
         mean: Tensor,
         columns: Tensor,
         centred: bool,
@@ -736,7 +749,7 @@ class _Primal:
         self.centred, self.penalty = centred, penalty
         self.groups = columns.to(mean.device).repeat_interleave(len(lags))
         self.parts = []
-        for signature, ranges in _parts(roles, [len(x) for x in X]):
+        for signature, ranges in _parts(roles, used):
             gram = _gram([(X[i], a, b) for i, a, b in ranges], lags)
             total = _sum(_total(X[i], lags, a, b) for i, a, b in ranges)
             n = sum(b - a for _, a, b in ranges)
@@ -867,6 +880,7 @@ class _Kernel:
         Y: list[Tensor],
         lags: NDArray[np.int64],
         roles: list[list[NDArray[np.int8]]],
+        used: list[NDArray[np.bool_]],
         mean: Tensor,
         columns: Tensor,
         centred: bool,
@@ -879,6 +893,7 @@ class _Kernel:
             lagged_kernel([x[:, self.columns == g] for x in X], lags)
             for g in range(int(columns.max()) + 1)
         ]
+        self.used = used
         self.Y = torch.cat([y.double() - mean for y in Y])
 
     def scores(self, scales: Tensor, grid: Tensor, metric: str) -> Tensor:
@@ -922,24 +937,32 @@ class _Kernel:
 
     def fit(self, scales: Tensor, candidate: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients (n_targets, q) and intercepts, float64."""
-        dual = torch.empty_like(self.Y)
+        dual = torch.zeros_like(self.Y)
+        rows = torch.as_tensor(np.flatnonzero(np.concatenate(self.used)), device=dual.device)
+        Y = self.Y[rows]
         weight = torch.empty((len(self.columns), len(alpha)), dtype=torch.float64).to(dual)
         for c in candidate.unique().tolist():
-            kernel = self._combined(scales[c])
+            kernel = self._combined(scales[c])[rows][:, rows]
             if self.centred:
                 mean = kernel.mean(dim=0)
                 kernel = kernel - mean - mean[:, None] + mean.mean()
             weight[:, candidate == c] = scales[c].square()[self.columns][:, None]
             for value in alpha[candidate == c].unique().tolist():
                 which = (candidate == c) & (alpha == value)
-                dual[:, which] = _solve(kernel, self.Y[:, which], value, None)
+                solved = torch.zeros_like(dual[:, which])
+                solved[rows] = _solve(kernel, Y[:, which], value, None)
+                dual[:, which] = solved
         parts = dual.split([len(x) for x in self.X])
         cross = lagged_cross([x.double() for x in self.X], parts, self.lags)
         coef = (cross * weight.repeat_interleave(len(self.lags), dim=0)).T
         if not self.centred:
             return coef, self.mean
-        total = _sum(_total(x, self.lags, 0, len(x)) for x in self.X)
-        return coef, self.mean - coef @ (total / len(dual))
+        total = _sum(
+            _total(x, self.lags, a, b)
+            for x, u in zip(self.X, self.used, strict=True)
+            for a, b in _stretches(u)
+        )
+        return coef, self.mean - coef @ (total / len(rows))
 
     def _combined(self, scale: Tensor) -> Tensor:
         return _sum(s.square() * k for s, k in zip(scale, self.kernels, strict=True))
@@ -1015,16 +1038,53 @@ def _defined(test: _Sums) -> Tensor:
     return test.yy > _NOTHING * (test.yy + test.n * test.y.square())
 
 
+def _used(rows: Any, lengths: list[int]) -> list[NDArray[np.bool_]]:
+    """Return which samples of each trial are fitted."""
+    if rows is None:
+        return [np.ones(n, dtype=bool) for n in lengths]
+    masks = [np.asarray(m) for m in (rows if isinstance(rows, list | tuple) else [rows])]
+    if [m.shape for m in masks] != [(n,) for n in lengths] or any(m.dtype != bool for m in masks):
+        raise ConfigError(
+            f"rows are {', '.join(f'{m.dtype} {m.shape}' for m in masks)}; expected one mask of "
+            f"bool for each trial, of {', '.join(map(str, lengths))} samples."
+        )
+    if sum(int(m.sum()) for m in masks) < 2:
+        raise ConfigError("rows leave fewer than two samples to fit.")
+    return masks
+
+
+def _within(
+    roles: list[list[NDArray[np.int8]]], used: list[NDArray[np.bool_]]
+) -> list[list[NDArray[np.int8]]]:
+    """Folds among the samples that are used; those with nothing to train or test on are dropped."""
+    masked = [[np.where(u, r, 0) for r, u in zip(fold, used, strict=True)] for fold in roles]
+    kept = [f for f in masked if all(any((r == k).any() for r in f) for k in (TRAIN, TEST))]
+    if not kept:
+        raise ConfigError(
+            "No fold of cv has samples to train and to test on among the rows that are used."
+        )
+    return kept
+
+
+def _stretches(used: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
 def _parts(
-    roles: list[list[NDArray[np.int8]]], lengths: list[int]
+    roles: list[list[NDArray[np.int8]]], used: list[NDArray[np.bool_]]
 ) -> Iterator[tuple[NDArray[np.int8], list[tuple[int, int, int]]]]:
     """Yield ranges (trial, start, stop) of samples that play the same role in every fold."""
     found: dict[bytes, list[tuple[int, int, int]]] = {}
-    for i, n in enumerate(lengths):
-        role = np.stack([fold[i] for fold in roles]) if roles else np.zeros((0, n), dtype=np.int8)
-        edges = [0, *(np.flatnonzero((role[:, 1:] != role[:, :-1]).any(axis=0)) + 1).tolist(), n]
-        for a, b in pairwise(edges):
-            found.setdefault(role[:, a].tobytes(), []).append((i, a, b))
+    for i, inside in enumerate(used):
+        for start, stop in _stretches(inside):
+            role = np.zeros((len(roles), stop - start), dtype=np.int8)
+            for fold, own in zip(roles, role, strict=True):
+                own[:] = fold[i][start:stop]
+            change = np.flatnonzero((role[:, 1:] != role[:, :-1]).any(axis=0)) + 1
+            for a, b in pairwise([0, *change.tolist(), stop - start]):
+                found.setdefault(role[:, a].tobytes(), []).append((i, start + a, start + b))
     for signature, ranges in found.items():
         yield np.frombuffer(signature, dtype=np.int8), ranges
 

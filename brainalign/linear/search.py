@@ -383,8 +383,7 @@ class _KFold:
                     'Use fewer folds, or cv="loo" for leave-one-out.',
                 )
         if tolerance is None:
-            # Responses that are not centred may be large beside what they differ by.
-            tolerance = TOLERANCE[X.dtype] * (1 if design.centred else 0.01)
+            tolerance = TOLERANCE[X.dtype] * _varying(design)
         self.folds = [_Fold(design, train, test, alphas, tolerance) for train, test in pairs]
         self.X = X
         self.factors = factors
@@ -419,6 +418,20 @@ class _KFold:
         if total is not None and self.factors is not None and self.factors.primal:
             rotated = (total @ self.factors.vectors).T
         return torch.where(count > 0, score / count.clamp(min=1), torch.nan), rotated
+
+
+def _varying(design: Design) -> float:
+    """How much of X varies over the rows, at least a hundredth: 1 if it is centred.
+
+    Where it is little, so may be that of the responses which X predicts, and a tolerance that is a
+    share of their norm is large beside what they differ by.
+    """
+    total = float(sum_squares(design.X).sum())
+    if design.centred or not total:
+        return 1.0
+    mean = design.X.mean(dim=0, dtype=torch.float64)
+    varying = 1 - len(design.X) * float(mean.square().sum()) / total
+    return max(varying, 1e-4) ** 0.5
 
 
 class _Fold:

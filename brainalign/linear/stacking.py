@@ -16,6 +16,7 @@ from torch import Tensor
 from brainalign.errors import ConfigError
 from brainalign.linear.banded import Spaces, SpacesEstimator, make_splits
 from brainalign.linear.ridge import DEFAULT_ALPHAS, Ridge, check_alphas
+from brainalign.linear.solvers import split_indices
 
 __all__ = ["Stacking", "simplex_weights"]
 
@@ -204,7 +205,7 @@ class Stacking(SpacesEstimator):
         rows = None if groups is None else np.asarray(groups)
         if rows is not None:
             check_consistent_length(data, rows)
-        splits = [_indices(s) for s in make_splits(self.cv, data, target, groups)]
+        splits = [_rows(s) for s in make_splits(self.cv, data, target, groups)]
         _keep_whole(splits, rows, "cv", self.cv)
         errors, measured = [], []
         for train, test in splits:
@@ -286,7 +287,7 @@ class Stacking(SpacesEstimator):
                     "Leave alpha_cv out, or give a splitter that keeps groups whole.",
                 )
             return cv
-        splits = [_indices(s) for s in make_splits(cv, X, Y, groups)]
+        splits = [_rows(s) for s in make_splits(cv, X, Y, groups)]
         _keep_whole(splits, groups, "alpha_cv", cv)
         return splits
 
@@ -309,7 +310,6 @@ def _keep_whole(
             )
 
 
-def _indices(split: tuple[Any, Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    train, test = (np.asarray(s) for s in split)
-    train, test = (np.flatnonzero(s) if s.dtype == bool else s for s in (train, test))
-    return train, test
+def _rows(split: tuple[Any, Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    train, test = split_indices(split, torch.device("cpu"))
+    return train.numpy(), test.numpy()

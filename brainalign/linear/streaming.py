@@ -23,7 +23,7 @@ from sklearn.model_selection import BaseCrossValidator, check_cv
 from tqdm.auto import tqdm
 
 from brainalign.data.store import require_disk, sha256_of, swap_in
-from brainalign.device import resolve_device
+from brainalign.device import resolve_devices
 from brainalign.errors import ConfigError
 from brainalign.linear.ridge import (
     check_alphas,
@@ -34,7 +34,7 @@ from brainalign.linear.ridge import (
     warn_rank,
 )
 from brainalign.linear.search import RidgeSolver
-from brainalign.memory import resident_bytes
+from brainalign.memory import readable, resident_bytes
 
 __all__ = ["ridge_to_store"]
 
@@ -91,7 +91,7 @@ def ridge_to_store(
         Features: an ndarray, memmap or zarr array. It is held in memory, with its factors.
     Y : array, shape (n_samples, n_targets)
         Targets: an ndarray, memmap, zarr array, or anything that has ``shape`` and ``dtype`` and is
-        sliced by columns. A zarr array is read in whole chunks of targets.
+        sliced by columns. A zarr array is read in whole chunks of targets, where these fit.
     out : path
         Zarr store that is made: ``weights`` (target, feature), ``intercept``, ``alpha``, ``score``
         (cross-validated R^2 at the chosen alpha, which took part in the choice) and, with
@@ -109,7 +109,7 @@ def ridge_to_store(
     memory_gib : float
         Most memory (GiB) that the process may hold, the program itself included.
     device : str or sequence of str
-        ``"auto"`` takes every CUDA device there is, which share the targets, or the CPU.
+        See `brainalign.device.resolve_devices`: several devices share the targets.
     dtype : {"float32", "float64"}
         Type of the computation and of the result.
     overwrite : bool
@@ -142,7 +142,11 @@ def ridge_to_store(
         )
     train, test = _rows(shape[0], test_rows)
     width = _chunk(Y)
-    _require_memory(shape, len(train), grid, width, memory_gib, np.dtype(dtype).itemsize)
+    devices = resolve_devices(device)
+    n_folds = _n_folds(cv, groups, len(train)) if len(grid) > 1 else 0
+    _require_memory(
+        shape, len(train), grid, n_folds, memory_gib, np.dtype(dtype).itemsize, len(devices)
+    )
     values = np.asarray(X, dtype=dtype)
     check_finite(values, "X", "features")
     folds = _folds(values[train], cv, groups) if len(grid) > 1 else "gcv"
@@ -153,10 +157,12 @@ def ridge_to_store(
             folds,
             fit_intercept=fit_intercept,
         )
-        for d in _devices(device)
+        for d in devices
     ]
     warn_rank(solvers[0].factors)
-    step = _targets_per_slice(shape, Y, grid, width, memory_gib, np.dtype(dtype).itemsize)
+    step = _targets_per_slice(
+        shape, Y, grid, width, memory_gib, np.dtype(dtype).itemsize, len(devices)
+    )
     described = folds if isinstance(folds, str) else [[s.tolist() for s in pair] for pair in folds]
     key = sha256_of(
         values, list(map(float, grid)), described, train, test, fit_intercept, dtype,
@@ -165,7 +171,7 @@ def ridge_to_store(
     partial = out.with_name(out.name + ".partial")
     plan = _Plan(Y.shape[1], _step_begun(partial, step), train, test, np.dtype(dtype))
     require_disk(out, plan.n_targets * shape[1] * plan.dtype.itemsize)
-    store = _open(partial, plan, shape[1], width, key)
+    store = _open(partial, plan, shape[1], min(width, plan.step), key)
     marks = partial / "done"
     todo = [t for t in _slices(plan) if not (marks / str(t.start)).exists()]
     if len(todo) < len(list(_slices(plan))):
@@ -337,16 +343,10 @@ def _folds(X: NDArray[Any], cv: Any, groups: ArrayLike | None) -> str | list[tup
     return list(splitter.split(X, None, groups))
 
 
-def _devices(device: str | Sequence[str]) -> list[torch.device]:
-    if device == "auto" and torch.cuda.is_available():
-        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    return [resolve_device(d) for d in ([device] if isinstance(device, str) else device)]
-
-
 def _chunk(Y: Any) -> int:
     """Targets that are stored, and so are read, together."""
     chunks = getattr(Y, "chunks", None)
-    return int(chunks[1]) if chunks else min(UNCHUNKED, Y.shape[1])
+    return min(int(chunks[1]) if chunks else UNCHUNKED, Y.shape[1])
 
 
 def _slice_bytes(n: int, p: int, n_alphas: int, targets: int, itemsize: int) -> int:
@@ -358,24 +358,35 @@ def _slice_bytes(n: int, p: int, n_alphas: int, targets: int, itemsize: int) -> 
     return targets * (itemsize * (4 * n + 4 * p) + 16 * n_alphas)
 
 
+def _n_folds(cv: Any, groups: ArrayLike | None, n: int) -> int:
+    """Folds that are factorised, beside the whole."""
+    return 0 if isinstance(cv, str) else check_cv(cv).get_n_splits(np.empty((n, 1)), None, groups)
+
+
 def _require_memory(
     shape: tuple[int, ...],
     n_train: int,
     grid: NDArray[Any],
-    width: int,
+    n_folds: int,
     memory_gib: float,
     itemsize: int,
+    n_devices: int,
 ) -> None:
     """Refuse, before any work, what cannot fit."""
     n, p = shape
     small = min(n_train, p)
     factors = itemsize * (4 * n * p + 4 * small**2) + 8 * 5 * small**2
-    least = resident_bytes() + RESERVE + factors + _slice_bytes(n, p, len(grid), width, itemsize)
+    # Of every fold the eigenvectors, and the rows held out, of which there are n in all.
+    folds = itemsize * (2 * n_folds * small**2 + (n * small if n_folds else 0))
+    held = resident_bytes()
+    one = _slice_bytes(n, p, len(grid), 1, itemsize)
+    least = held + RESERVE + n_devices * (factors + folds + one)
     if least > memory_gib * 2**30:
         raise ConfigError(
-            f"memory_gib is {memory_gib:g}, but X of {n} x {p} and one chunk of {width} targets "
-            f"need about {least / 2**30:.1f} GiB.",
-            "Raise it, reduce X, or store Y in smaller chunks.",
+            f"memory_gib is {memory_gib:g}. The program holds {readable(held)}; with X of {n} x "
+            f"{p}, its factors for {n_folds} folds on {n_devices} device(s) and a single target "
+            f"it would need about {readable(least)}.",
+            "Raise it, reduce X, or use fewer folds.",
         )
 
 
@@ -386,18 +397,32 @@ def _targets_per_slice(
     width: int,
     memory_gib: float,
     itemsize: int,
+    n_devices: int,
 ) -> int:
     """Whole chunks of targets that fit beside the factors, which are in memory now."""
-    room = memory_gib * 2**30 - resident_bytes() - RESERVE
-    one = _slice_bytes(shape[0], shape[1], len(grid), width, itemsize)
-    if room < one:
+    limit = memory_gib * 2**30
+    room = (limit - resident_bytes() - RESERVE) / n_devices
+    one = _slice_bytes(shape[0], shape[1], len(grid), 1, itemsize)
+    fit = int(room // one)
+    if fit < 1:
         raise ConfigError(
-            f"memory_gib is {memory_gib:g}, but after factorising X {max(room, 0) / 2**30:.1f} GiB "
-            f"are left, and one chunk of {width} targets needs {one / 2**30:.1f} GiB.",
-            "Raise it, reduce X, or store Y in smaller chunks.",
+            f"memory_gib is {memory_gib:g}, but after factorising X {readable(max(room, 0))} a "
+            f"device are left, and one target needs {readable(one)}.",
+            "Raise it, reduce X, or use fewer folds.",
         )
-    chunks = min(int(room // one), max(1, MOST_TARGETS // width), -(-Y.shape[1] // width))
-    return max(1, chunks) * width
+    if fit < width:
+        warn_narrow(width, fit, limit)
+        return fit
+    chunks = min(fit // width, max(1, MOST_TARGETS // width), -(-Y.shape[1] // width))
+    return chunks * width
+
+
+def warn_narrow(chunk: int, room: int, limit: float) -> None:
+    """Warn that fewer targets fit into a limit (bytes) than are stored together."""
+    logger.warning(
+        "Responses are stored %d at a time, but only %d fit into %s: they are read more than once.",
+        chunk, room, readable(limit),
+    )  # fmt: skip
 
 
 def _slices(plan: _Plan) -> Iterator[slice]:

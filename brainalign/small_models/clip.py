@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brainalign.data.store import atomic_dir, atomic_file, sha256_of
-from brainalign.errors import ConfigError, MissingDependencyError
+from brainalign.errors import ConfigError, MissingDependencyError, near
+from brainalign.features.attention import ATTENTION_KEY, full_attention, place_attention
 
 from .places import MOMENTS
-from .scenes import CATEGORIES, SUBCATEGORIES, captions, name_of, render_scene, render_scenes
+from .scenes import CATEGORIES, SUBCATEGORIES, Scene, captions, name_of, render_scene, render_scenes
 from .things import COLOURS, FOOD, OBJECTS
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PROMPTS", "WEIGHTS", "main", "measure", "model_card", "train_clip"]
+__all__ = ["PROMPTS", "TOWERS", "WEIGHTS", "main", "measure", "model_card", "train_clip"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,21 @@ PROMPTS = {
     "food": "food",
     "objects": "an object",
 }
+#: Name of an architecture -> open_clip's settings of its image and text towers.
+TOWERS: dict[str, dict[str, dict[str, Any]]] = {
+    "resnet": {
+        "vision": {"width": 16, "layers": [1, 2, 2, 1], "head_width": 64},
+        "text": {"width": 128, "heads": 4, "layers": 2},
+    },
+    # Patches are averaged, so that what a mechanism brings to them is what is read out.
+    "vit": {
+        "vision": {
+            "patch_size": 8, "width": 64, "layers": 4, "head_width": 32, "mlp_ratio": 2.0,
+            "pool_type": "avg",
+        },
+        "text": {"width": 64, "heads": 2, "layers": 1},
+    },
+}  # fmt: skip
 _KINDS = [(c, k) for c in CATEGORIES for k in SUBCATEGORIES[c]]
 _IMAGE_SIZE = 64
 _CONTEXT = 32
@@ -60,16 +76,14 @@ def _require(*modules: str) -> None:
             )
 
 
-def _config(vocabulary: int) -> dict[str, Any]:
+def _config(vocabulary: int, tower: str) -> dict[str, Any]:
     return {
         "model_cfg": {
             "embed_dim": 128,
-            "vision_cfg": {
-                "image_size": _IMAGE_SIZE, "width": 16, "layers": [1, 2, 2, 1], "head_width": 64,
-            },
+            "vision_cfg": {"image_size": _IMAGE_SIZE, **TOWERS[tower]["vision"]},
             "text_cfg": {
-                "context_length": _CONTEXT, "vocab_size": vocabulary, "width": 128, "heads": 4,
-                "layers": 2, "hf_tokenizer_name": "small-clip",
+                "context_length": _CONTEXT, "vocab_size": vocabulary, **TOWERS[tower]["text"],
+                "hf_tokenizer_name": "small-clip",
             },
         },
         "preprocess_cfg": {
@@ -233,6 +247,9 @@ def train_clip(
     seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | str | None = None,
+    scenes: Path | str | None = None,
+    tower: str = "resnet",
+    attention: str = "softmax",
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     save_every: int = 100,
@@ -251,7 +268,7 @@ def train_clip(
     ----------
     out_folder : path
         Gets ``open_clip_config.json``, ``open_clip_model.safetensors`` (float16), the tokenizer's
-        files and ``MODEL_CARD.md`` with the measured quality.
+        files, ``training.json`` (settings and measured quality) and ``MODEL_CARD.md``.
     n_scenes : int
         Number of scenes to learn from.
     steps : int
@@ -264,6 +281,15 @@ def train_clip(
     checkpoint : path, optional
         A folder for rendered scenes and the state every `save_every` steps; training goes on from
         there where it was cut off and gives the same weights as an uncut run.
+    scenes : path, optional
+        The folder for rendered scenes, where several runs share them; default `checkpoint`.
+    tower : str
+        A key of `TOWERS`: a convolutional or a transformer image tower.
+    attention : str
+        The mechanism in every attention layer of the image tower, from the first step on, such as
+        ``"neighborhood:k=3"``; see `brainalign_kernels.adapters.parse`. It has no parameters: with
+        one seed, runs of all mechanisms begin with the same weights and see the same batches. The
+        folder records it, and `brainalign.features.load_model` puts it in place again.
     batch_size : int
         Pictures per update.
     learning_rate : float
@@ -285,7 +311,8 @@ def train_clip(
     Raises
     ------
     ConfigError
-        If numbers make no sense or the checkpoint belongs to other settings.
+        If numbers make no sense, the mechanism is unknown or cannot go into the tower, or the
+        checkpoint belongs to other settings.
 
     References
     ----------
@@ -305,33 +332,39 @@ def train_clip(
         )
     if stop_at is not None and checkpoint is None:
         raise ConfigError("stop_at leaves only a checkpoint, and no checkpoint folder was given.")
+    if tower not in TOWERS:
+        raise ConfigError(f"There is no tower {tower!r}.{near(tower, TOWERS)}")
     out_folder = Path(out_folder)
     if out_folder.exists() and not overwrite and stop_at is None:
         raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
     settings = {
         "n_scenes": n_scenes, "steps": steps, "seed": seed, "batch_size": batch_size,
-        "learning_rate": learning_rate,
+        "learning_rate": learning_rate, "tower": tower, "attention": full_attention(attention),
     }  # fmt: skip
-    model, tokenizer, done = _train(
-        settings, device, Path(checkpoint) if checkpoint else None, save_every, stop_at
-    )
+    folder = Path(checkpoint) if checkpoint else None
+    shared = Path(scenes) if scenes else folder
+    model, tokenizer, done = _train(settings, device, folder, shared, save_every, stop_at)
     if done < steps:
         log.info("stopped at step %d of %d", done, steps)
         return None
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
-        _write_model(model, tokenizer, made)
+        _write_model(model, tokenizer, settings, made)
         count = sum(p.numel() for p in model.parameters())
-        card = model_card(measure(made, n=n_measure), settings, count)
+        measured = measure(made, n=n_measure)
+        card = model_card(measured, settings, count)
         (made / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        record = {"settings": settings, "parameters": count, "measured": measured}
+        (made / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return out_folder
 
 
-def _write_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def _write_model(model: Any, tokenizer: Any, settings: dict[str, Any], folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    config = _config(tokenizer.get_vocab_size())
+    config = _config(tokenizer.get_vocab_size(), settings["tower"])
+    config[ATTENTION_KEY] = settings["attention"]
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     _write_tokenizer(tokenizer, folder)
     half = {
@@ -371,7 +404,12 @@ def _scenes(
 
 
 def _train(
-    settings: dict[str, Any], device: str, folder: Path | None, save_every: int, stop_at: int | None
+    settings: dict[str, Any],
+    device: str,
+    folder: Path | None,
+    scenes: Path | None,
+    save_every: int,
+    stop_at: int | None,
 ) -> tuple[Any, Any, int]:
     """Return the model, its tokenizer and the step it has reached."""
     import open_clip
@@ -380,7 +418,7 @@ def _train(
     from tqdm import tqdm
 
     seed, steps = settings["seed"], settings["steps"]
-    images, texts, listed = _scenes(settings["n_scenes"], seed, folder)
+    images, texts, listed = _scenes(settings["n_scenes"], seed, scenes)
     flat = [text for group in texts for text in group]
     kinds = torch.tensor(listed, device=device)
     groups = torch.tensor([CATEGORIES.index(c) for c, _ in _KINDS], device=device)[kinds]
@@ -391,7 +429,9 @@ def _train(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**_config(tokenizer.get_vocab_size())["model_cfg"]).to(device)
+        config = _config(tokenizer.get_vocab_size(), settings["tower"])
+        model = open_clip.CLIP(**config["model_cfg"]).to(device)
+    place_attention(model, settings["attention"])
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     free = [p for p in model.parameters() if p.ndim < 2]
     optimiser = torch.optim.AdamW(
@@ -437,12 +477,12 @@ def _train(
 
 
 def measure(folder: Path | str, *, n: int = 1200, seed: int = _HELD_OUT_SEED) -> dict[str, Any]:
-    """Measure a model of `train_clip` on held-out scenes, loading it as any open_clip model.
+    """Measure a model of `train_clip` on held-out scenes, loading it by name.
 
     Parameters
     ----------
     folder : path
-        What open_clip loads with ``local-dir:``.
+        The model; its recorded attention is put in place.
     n : int
         Number of scenes, of all categories in turn.
     seed : int
@@ -463,31 +503,27 @@ def measure(folder: Path | str, *, n: int = 1200, seed: int = _HELD_OUT_SEED) ->
         If `seed` is one that training may have used.
     """
     _require("open_clip", "transformers")
-    import open_clip
     import torch
     from PIL import Image
+    from torch.nn.functional import normalize
+
+    from brainalign.features import load_model
 
     if seed < _HELD_OUT_SEED:
         raise ConfigError(f"Seed {seed} may have been trained on; use {_HELD_OUT_SEED} or more.")
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    model.eval()
+    model = load_model(f"open_clip:local-dir:{folder}", device="cpu")
     scenes = render_scenes(n, seed=seed)
 
     @torch.inference_mode()
     def say(texts: list[str]) -> np.ndarray:
-        return model.encode_text(tokenizer(texts), normalize=True).numpy()
+        return normalize(model.encode_text(texts), dim=-1).numpy()
 
-    with torch.inference_mode():
-        seen = np.concatenate(
-            [
-                model.encode_image(
-                    torch.stack([transform(Image.fromarray(s.image)) for s in scenes[i : i + 64]]),
-                    normalize=True,
-                ).numpy()
-                for i in range(0, n, 64)
-            ]
-        )
+    @torch.inference_mode()
+    def look(shown: list[Scene]) -> np.ndarray:
+        pictures = torch.stack([model.transform(Image.fromarray(s.image)) for s in shown])
+        return normalize(model.encode_image(pictures), dim=-1).numpy()
+
+    seen = np.concatenate([look(scenes[i : i + 64]) for i in range(0, n, 64)])
 
     def share(hits: list[bool], chance: float) -> dict[str, Any]:
         return {
@@ -549,6 +585,39 @@ def _named(thing: str) -> str:
     return f"a picture of {'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
+def _described(tower: str, attention: str) -> tuple[str, str]:
+    """Return the architecture in words, and how it is loaded."""
+    vision, text = TOWERS[tower]["vision"], TOWERS[tower]["text"]
+    if tower == "resnet":
+        blocks = ", ".join(map(str, vision["layers"]))
+        image = f"""CLIP's
+ResNet with attention pooling (width {vision["width"]}, blocks {blocks}, pictures of
+{_IMAGE_SIZE} x {_IMAGE_SIZE}; `visual.layer1` to `visual.layer4`, then `visual.attnpool`)"""
+    else:
+        side = _IMAGE_SIZE // vision["patch_size"]
+        image = f"""a
+vision transformer (width {vision["width"]}, {vision["layers"]} layers, pictures of {_IMAGE_SIZE} x
+{_IMAGE_SIZE} in {side} x {side} patches, which are averaged; `visual.transformer.resblocks.*`)
+whose attention is `{attention}`"""
+    words = f"""{image} and a causal text
+transformer (width {text["width"]}, layers: {text["layers"]}, {_CONTEXT} tokens, byte-level BPE)"""
+    if attention == "softmax":
+        return (
+            words,
+            """import open_clip
+
+model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")""",
+        )
+    return (
+        words,
+        f"""from brainalign.features import load_model
+
+# open_clip alone would compute softmax attention, which these weights were not trained with.
+model = load_model("open_clip:local-dir:FOLDER", trained_attention="{attention}")""",
+    )
+
+
 def model_card(measured: dict[str, Any], settings: dict[str, Any], n_parameters: int) -> str:
     """Return the text of ``MODEL_CARD.md``: what the model is, how it was made, how good it is."""
     rows = {
@@ -565,20 +634,16 @@ def model_card(measured: dict[str, Any], settings: dict[str, Any], n_parameters:
         for name, text in rows.items()
     )
     each = ", ".join(f"{c} {100 * v:.1f} %" for c, v in measured["by_category"].items())
+    architecture, loading = _described(settings["tower"], settings["attention"])
     prompts = ", ".join(f'"a picture of {p}" ({c})' for c, p in PROMPTS.items())
     return f"""# small-clip
 
 A very small CLIP ({n_parameters / 1e6:.2f} million parameters, stored as float16) for machines
-without a network, tests and demonstrations. It is an ordinary open_clip model: CLIP's
-ResNet with attention pooling (width 16, blocks 1, 2, 2, 1, pictures of {_IMAGE_SIZE} x
-{_IMAGE_SIZE}; `visual.layer1` to `visual.layer4`, then `visual.attnpool`) and a causal text
-transformer (width 128, 2 layers, {_CONTEXT} tokens, byte-level BPE), with a shared space of 128
-dimensions.
+without a network, tests and demonstrations. It is an ordinary open_clip model: {architecture},
+with a shared space of 128 dimensions.
 
 ```python
-import open_clip
-model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+{loading}
 ```
 
 ## Training
@@ -617,7 +682,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Train a very small open_clip model on rendered scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--out", type=Path, help="folder of the model")
     parser.add_argument("--scenes", type=int, default=12_000, help="scenes to learn from")
     parser.add_argument("--steps", type=int, default=1200, help="updates")
     parser.add_argument(
@@ -626,15 +691,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where torch computes")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     parser.add_argument("--checkpoint", type=Path, help="folder to go on from if cut off")
+    parser.add_argument("--scenes-folder", type=Path, help="rendered scenes, for several runs")
+    parser.add_argument("--render-only", action="store_true", help="fill --scenes-folder and end")
+    parser.add_argument("--tower", choices=TOWERS, default="resnet", help="of images")
+    parser.add_argument("--attention", default="softmax", help="such as neighborhood:k=3")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
+    parser.add_argument("--measure", type=int, default=1200, help="held-out scenes of the card")
     parser.add_argument("--overwrite", action="store_true", help="replace --out")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     import torch
 
     torch.set_num_threads(chosen.threads)
+    if chosen.render_only:
+        if chosen.scenes_folder is None:
+            parser.error("--render-only needs --scenes-folder")
+        _scenes(chosen.scenes, chosen.seed, chosen.scenes_folder)
+        return 0
+    if chosen.out is None:
+        parser.error("--out is required")
     train_clip(
         chosen.out, n_scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed,
-        device=chosen.device, checkpoint=chosen.checkpoint, overwrite=chosen.overwrite,
+        device=chosen.device, checkpoint=chosen.checkpoint, scenes=chosen.scenes_folder,
+        tower=chosen.tower, attention=chosen.attention, batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate, n_measure=chosen.measure, overwrite=chosen.overwrite,
     )  # fmt: skip
     return 0
 

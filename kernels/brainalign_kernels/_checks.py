@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brainalign_kernels.errors import ShapeError
 
-__all__ = ["accumulation_dtype", "check_qkv", "default_scale", "expand_heads"]
+__all__ = ["accumulation_dtype", "check_mask", "check_qkv", "default_scale", "expand_heads"]
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor, *, same_length: bool = False) -> None:
@@ -33,6 +33,23 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, *, same_length: bool = False) -> 
         raise ShapeError(f"Query heads must be a multiple of key heads; got {shapes}.")
     if same_length and q.shape[2] != k.shape[2]:
         raise ShapeError(f"Here queries and keys are the same tokens; got {shapes}.")
+
+
+def check_mask(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+    """Refuse a mask that is not for queries q (B, H, N, D) and keys k (B, G, S, D)."""
+    if mask is None:
+        return
+    want = (*q.shape[:3], k.shape[2])
+    if mask.ndim != 4 or any(m not in (1, w) for m, w in zip(mask.shape, want, strict=True)):
+        raise ShapeError(
+            f"mask must have 4 axes, broadcastable to (B, H, N, S) = {tuple(want)}; got "
+            f"{tuple(mask.shape)}."
+        )
+    if mask.device != q.device or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise ShapeError(
+            f"mask must be boolean or floating point on {q.device}, as q is; got {mask.dtype} on "
+            f"{mask.device}."
+        )
 
 
 def expand_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

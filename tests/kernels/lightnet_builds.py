@@ -36,8 +36,8 @@ def build(function, dtype, capability):
 
 
 if __name__ == "__main__":
-    for dtype in sys.argv[2:]:
+    for dtype in [name for name in sys.argv[2:] if name != "all"]:
         for function in kernel.KERNELS:
             if dtype == "float32" or TYPED & set(function.arg_names):
                 shared = build(function, dtype, int(sys.argv[1]))
-                sys.stdout.write(f"{function.fn.__name__} {dtype} {shared}\n")
+                sys.stdout.write(f"built {function.fn.__name__} {dtype} {shared}\n")

@@ -9,7 +9,6 @@ from torch import nn
 from brainalign_kernels import (
     EfficientLocalAttention,
     ShapeError,
-    UnsupportedError,
     count_calls,
     efficient_local_attention,
 )
@@ -136,12 +135,17 @@ def test_single_position_and_empty():
     for impl in PATHS:
         out = efficient_local_attention(torch.ones(1, 4, 1, 1).double(), rows, impl=impl)
         assert bool(torch.isfinite(out).all())
-    empty = torch.zeros(0, 4, 5, 5, dtype=torch.float64)
-    with count_calls() as calls:
-        assert efficient_local_attention(empty, rows).shape == empty.shape
-    assert list(calls) == [("efficient_local_attention", "reference")]
-    with pytest.raises(UnsupportedError, match="refuse empty"):
-        efficient_local_attention(empty, rows, impl="compiled")
+    for shape in ((0, 4, 5, 5), (2, 4, 0, 5), (2, 4, 5, 0)):
+        for impl in PATHS:
+            empty = torch.zeros(shape, dtype=torch.float64)
+            assert efficient_local_attention(empty, rows, impl=impl).shape == shape
+
+
+def test_one_value_to_a_norm_group():
+    x, rows = torch.randn(1, 4, 1, 5, dtype=torch.float64), strips(4, 3, 4)[1]
+    expected = efficient_local_attention(x, rows, norm_groups=4, impl="reference")
+    got = efficient_local_attention(x, rows, norm_groups=4, impl="compiled")
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from builds import EVERY, run_builds
 
 from brainalign_kernels import (
     LightNetAttention,
@@ -448,23 +444,8 @@ def test_kernel_errors_and_operator_checks(device):
     torch.library.opcheck(ops.lightnet_triton.default, (*sample, 64), test_utils=tests)
 
 
-def test_kernels_build_for_both_cards():
-    program = Path(__file__).with_name("lightnet_builds.py")
-    root = Path(__file__).resolve().parents[2] / "kernels"
-    environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
+def test_kernels_build_for_both_cards(tmp_path):
     # float16 differs from bfloat16 in nothing but the conversion of what is read and written.
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(program), capability, "float32", "bfloat16"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for capability in ("80", "90")
-    ]
-    for process in running:
-        report = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, report
-        assert len([x for x in report.splitlines() if "float" in x]) == 18, report
+    types = ("float32", "bfloat16", *(["float16"] if EVERY else []))
+    for lines in run_builds("lightnet_builds.py", tmp_path, *types):
+        assert len(lines) == 10 + 8 * (len(types) - 1), lines

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from builds import EVERY, run_builds
 
 from brainalign_kernels import (
     LightningAttention,
@@ -431,48 +428,8 @@ def test_kernel_in_torch(device):
     assert_close(torch.export.export(Model(), (x,)).module()(x), expected, 1e-6)
 
 
-BUILD = """
-import itertools, torch
-from brainalign_kernels._triton import compile_for
-from brainalign_kernels.lightning import kernel
-
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
-INTEGERS = {name: "i32" for name in (
-    "a_b a_h a_n b_b b_h b_n c_b c_h c_n z_b z_h z_n s_d s_e n heads chunks rows size").split()}
-FLOATS = {name: "fp32" for name in ("scale", "scale_scores", "scale_state")}
-flags = itertools.cycle(itertools.product((False, True), repeat=3))
-for (dtype, how), card in itertools.product(kernel.launches(), (80, 90)):
-    reverse, rows, stepwise = next(flags)
-    halves = dict.fromkeys(("A", "B", "C", "Z"), TYPES[dtype])
-    wide = dict.fromkeys(("S", "G", "Rows", "Sums", "First", "Last"), "*fp32")
-    common = {"D": 128, "E": 128, "CHUNK": how.chunk, "BLOCK": how.block, "REVERSE": reverse,
-              "STEPWISE": stepwise, "PRECISION": how.precision}
-    for function, out, constants in (
-        (kernel.chunk_sums, "*fp32", common),
-        (kernel.apply, TYPES[dtype], common | {"ROWS": rows, "WIDEN": False}),
-    ):
-        known = halves | wide | INTEGERS | FLOATS | {"Out": out}
-        signature = {n: known[n] for n in function.arg_names if n not in constants}
-        shared = compile_for(function, signature, constants, card, num_warps=how.warps,
-                             num_stages=how.stages)
-        print("built", function.fn.__name__, card, how, shared, flush=True)
-for card, reverse, stepwise in ((80, False, True), (90, True, False)):
-    constants = {"CHUNK": 64, "BLOCK": kernel.SCAN_BLOCK, "REVERSE": reverse,
-                 "STEPWISE": stepwise, "FIRST": reverse}
-    known = dict.fromkeys(("Sums", "G", "First", "Last"), "*fp32") | INTEGERS
-    signature = {n: known[n] for n in kernel.scan.arg_names if n not in constants}
-    compile_for(kernel.scan, signature, constants, card)
-    print("built scan", card)
-"""
-
-
 def test_kernels_build_for_cards_that_are_not_there(tmp_path):
     pytest.importorskip("triton")
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    # Six configurations of two kernels on two cards, and the scan on each.
-    assert done.stdout.count("built") == 26
+    for lines in run_builds("lightning_builds.py", tmp_path):
+        # Six launches of two kernels, and the scan; or all with every flag and three widths.
+        assert len(lines) == (6 * 2 * 8 * 3 + 8 if EVERY else 13)

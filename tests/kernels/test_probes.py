@@ -26,6 +26,7 @@ from brainalign_kernels.probes import (
     accuracy,
     attention_distance,
     attention_maps,
+    attention_patterns,
     attention_rollout,
     attention_sinks,
     head_divergence,
@@ -276,3 +277,59 @@ def test_only_reductions_are_kept():
     assert torch.equal(run(), before)
     counts = observe(model, lambda: [run() for _ in range(3)], lambda c: c.shape)
     assert counts == {layer: [(8, 8)] * 3 for layer in attention_layers(model)}
+
+
+def planted_maps(n, heads, noise, seed):
+    """Maps of three families (to oneself, to the token before, to the first token), shuffled."""
+    make = torch.Generator().manual_seed(seed)
+    families = torch.stack([torch.eye(n), torch.eye(n).roll(-1, 1), torch.eye(n)[:1].expand(n, n)])
+    labels = torch.arange(3).repeat(heads // 3)[torch.randperm(heads, generator=make)]
+    logits = 4 * families[labels] + noise * torch.randn(heads, n, n, generator=make)
+    return logits.softmax(-1)[None], labels
+
+
+def test_patterns_recover_planted_families():
+    (first, a), (second, b) = planted_maps(24, 12, 0.7, 0), planted_maps(30, 9, 0.7, 1)
+    made = attention_patterns({"first": first, "second": second}, size=12, code_dim=3)
+    assert made.codes["first"].shape == (1, 12, 3)
+    assert made.reconstructions["second"].shape == made.maps["second"].shape == (1, 9, 12, 12)
+    assert made.explained > 0.9
+    codes = torch.cat([x.flatten(0, 1) for x in made.codes.values()])
+    labels = torch.cat([a, b])
+    centres = torch.stack([codes[labels == family].mean(0) for family in range(3)])
+    assert (torch.cdist(codes, centres).argmin(1) == labels).all()
+    nearest = torch.cdist(codes, codes).fill_diagonal_(torch.inf).argmin(1)
+    assert (labels[nearest] == labels).all()
+    # Maps without structure cannot be kept by three numbers each.
+    plain = torch.rand(1, 21, 12, 12, generator=torch.Generator().manual_seed(2))
+    assert attention_patterns({"x": plain}, size=12, code_dim=1, steps=100).explained < 0.6
+
+
+def test_patterns_depend_on_the_seed_alone():
+    maps = {"x": planted_maps(9, 6, 0.1, 0)[0]}
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    with torch.inference_mode():
+        one, two = (attention_patterns(maps, size=4, steps=20, seed=3) for _ in range(2))
+    assert torch.equal(one.codes["x"], two.codes["x"])
+    assert not torch.equal(one.codes["x"], attention_patterns(maps, size=4, steps=20).codes["x"])
+    assert torch.equal(before, torch.random.get_rng_state())
+    same = attention_patterns({"x": maps["x"][:, :1]}, size=4, steps=5)
+    assert same.explained == 1.0
+    torch.testing.assert_close(same.maps["x"], same.reconstructions["x"])
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        {},
+        {"x": torch.rand(3, 4, 4)},
+        {"x": torch.rand(1, 0, 4, 4)},
+        {"x": torch.full((1, 2, 4, 4), torch.nan)},
+    ],
+)
+def test_patterns_refuse(maps):
+    with pytest.raises(ShapeError):
+        attention_patterns(maps)
+    with pytest.raises(ShapeError, match="at least 1"):
+        attention_patterns({"x": torch.rand(1, 2, 4, 4)}, code_dim=0)

@@ -219,6 +219,8 @@ def test_redistribution_refuses():
         redistribute_attention(attention, sinks, image, p=1.5)
     with pytest.raises(ShapeError, match="queries must be bool"):
         redistribute_attention(attention, sinks, image, queries=image[:3])
+    with pytest.raises(ShapeError, match="cannot be the last of"):
+        redistribute_attention(attention[..., :1], sinks[..., :1], image[:1])
     with pytest.raises(ShapeError, match=r"\(B, H, Q, T\)"):
         image_centric_rows(attention[0], sinks, image)
 

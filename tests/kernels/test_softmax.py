@@ -76,6 +76,29 @@ def test_half_precision(dtype, bound):
         assert float((out.double() - expected).abs().max()) < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_large_negative_mask_is_no_empty_row(dtype):
+    """In half precision -1e9 must not become -inf: where all keys have it, all are seen."""
+    q, k, v = (x.detach() for x in qkv(1, 2, 2, 3, 4, 8, 8, dtype))
+    mask = torch.zeros(1, 1, 3, 4)
+    mask[..., 0, :], mask[..., 1, 1:], mask[..., 2, :] = -1e9, -1e9, -torch.inf
+    for impl in ("reference", "compiled"):
+        out = softmax_attention(0 * q, k, v, mask=mask, impl=impl)
+        torch.testing.assert_close(out[:, :, 0], v.float().mean(dim=2).to(dtype))
+        torch.testing.assert_close(out[:, :, 1], v[:, :, 0])
+        assert (out[:, :, 2] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1, 5, 1), (2, 1, 1, 1), (1, 4, 1, 6)])
+def test_masks_are_broadcast(kind, size):
+    q, k, v = qkv(2, 4, 2, 5, 6, 3, 3)
+    mask = torch.randn(size, generator=torch.Generator().manual_seed(3)) > 0
+    mask = mask if kind == torch.bool else torch.zeros(size).double().masked_fill(~mask, -torch.inf)
+    made = [softmax_attention(q, k, v, mask=mask, impl=i) for i in ("reference", "compiled")]
+    torch.testing.assert_close(*made)
+
+
 def test_auto_takes_the_fast_path():
     q, k, v = qkv(1, 2, 2, 4, 4, 3, 3)
     with count_calls() as calls:
@@ -95,6 +118,13 @@ def test_errors():
     with pytest.raises(ShapeError, match="one floating-point type"):
         softmax_attention(q, k.float(), v)
     q, k, v = qkv(1, 2, 2, 4, 4, 3, 3)
+    for mask, message in (
+        (torch.ones(4, 4, dtype=torch.bool), "mask must have 4 axes"),
+        (torch.ones(1, 1, 4, 3, dtype=torch.bool), "broadcastable to"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.int64), "boolean or floating point"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            softmax_attention(q, k, v, mask=mask)
     with pytest.raises(UnsupportedError, match="no implementation 'triton'"):
         softmax_attention(q, k, v, impl="triton")
     with pytest.raises(UnsupportedError, match="expected one of"):

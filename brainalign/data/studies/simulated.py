@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brainalign.data.simulate import simulate
+from brainalign.data.simulate import Simulation, TimeSeries, simulate, simulate_timeseries
 from brainalign.data.studies import Study
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def load(
     *,
     subjects: Sequence[str] = ("sim01",),
     seed: int = 0,
+    time_series: bool = False,
     **design: Any,
 ) -> Study:
     """Simulate subjects who saw a set of stimuli.
@@ -38,8 +39,10 @@ def load(
         Their names; each has random weights, noise and ceilings of its own.
     seed : int
         Seed; subject k is simulated with the k-th seed that it spawns.
+    time_series : bool
+        BOLD time series (time, neuroid), which say what is shown at each sample.
     **design
-        As for `brainalign.data.simulate.simulate`.
+        As for `brainalign.data.simulate.simulate`, or `simulate_timeseries`.
 
     Returns
     -------
@@ -51,7 +54,13 @@ def load(
     for subject, child in zip(
         subjects, np.random.SeedSequence(seed).generate_state(len(subjects)), strict=True
     ):
-        made = simulate(features, category=category, subject=subject, seed=int(child), **design)
-        responses[subject] = made.responses
+        options = {"category": category, "subject": subject, "seed": int(child), **design}
+        made: Simulation | TimeSeries
+        if time_series:
+            made = simulate_timeseries(features, **options)
+            responses[subject] = made.bold
+        else:
+            made = simulate(features, **options)
+            responses[subject] = made.responses
         extras[f"truth_{subject}"] = made.truth
     return Study("simulated", responses=responses, stimuli=stimuli, extras=extras)

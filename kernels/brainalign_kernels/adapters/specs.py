@@ -12,7 +12,7 @@ from brainalign_kernels.adapters import mechanisms
 from brainalign_kernels.adapters.sites import Attend
 from brainalign_kernels.errors import ShapeError
 
-__all__ = ["Attention", "describe", "parse"]
+__all__ = ["Attention", "describe", "options_of", "parse"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,26 @@ def parse(attention: str | Attend) -> Attention:
         return attention
     if not isinstance(attention, str):
         return Attention(getattr(attention, "__name__", repr(attention)), attention, cross=True)
+    name, options = options_of(attention)
+    mechanism = MECHANISMS[name]
+    written = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return Attention(
+        f"{name}:{written}" if written else name,
+        mechanism.build(*options.values()),
+        mechanism.grid,
+        mechanism.cross,
+        mechanism.line,
+    )
+
+
+def options_of(attention: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a specification's mechanism, and the values of all its options.
+
+    Raises
+    ------
+    ShapeError
+        If the name, an option or its value is not known; with what there is.
+    """
     name, _, rest = (part.strip() for part in attention.partition(":"))
     if name not in MECHANISMS:
         raise ShapeError(f"There is no attention {name!r}. Known: {'; '.join(describe())}.")
@@ -104,14 +124,7 @@ def parse(attention: str | Attend) -> Attention:
             known = ", ".join(f"{k}={v}" for k, v in mechanism.options.items()) or "none"
             raise ShapeError(f"{name!r} has no option {part!r}. Known, with defaults: {known}.")
         options[key] = _read(text, mechanism.options[key], f"{name}:{key}")
-    written = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return Attention(
-        f"{name}:{written}" if written else name,
-        mechanism.build(*options.values()),
-        mechanism.grid,
-        mechanism.cross,
-        mechanism.line,
-    )
+    return name, options
 
 
 def describe() -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from brainalign_kernels.clear import reference
 from brainalign_kernels.clear.mask import square
 from brainalign_kernels.clear.reference import with_pooled
 
@@ -34,7 +35,10 @@ def clear_attention(
 ) -> Tensor:
     """See `brainalign_kernels.clear_attention`."""
     if 0 in q.shape or v.shape[3] == 0:
-        return q.new_zeros((*q.shape[:3], v.shape[3]))
+        return reference.clear_attention(
+            q, k, v, shape=shape, n_text=n_text, radius=radius, pooled_k=pooled_k,
+            pooled_v=pooled_v, scale=scale,
+        )  # fmt: skip
     grouped = q.shape[1] != k.shape[1]
     if not windows_pay(shape, radius):
         return _dense(q, k, v, shape, n_text, radius, pooled_k, pooled_v, scale, grouped)

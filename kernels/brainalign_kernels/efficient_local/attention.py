@@ -12,14 +12,10 @@ from brainalign_kernels.errors import ShapeError
 __all__ = ["Strip", "efficient_local_attention"]
 
 
-def _missing(x: Tensor, *args: object, **options: object) -> str:
-    return "Group norm and convolution refuse empty inputs." if x.numel() == 0 else ""
-
-
 OPERATION = Operation(
     "efficient_local_attention",
     reference.efficient_local_attention,
-    compiled=Path(convolution.efficient_local_attention, _missing),
+    compiled=Path(convolution.efficient_local_attention),
 )
 
 

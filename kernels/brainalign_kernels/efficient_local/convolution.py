@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, group_norm
 
 from brainalign_kernels._checks import accumulation_dtype
+from brainalign_kernels.efficient_local import reference
 from brainalign_kernels.efficient_local.reference import ACTIVATIONS, GATES, Strip
 
 __all__ = ["efficient_local_attention"]
@@ -23,6 +24,13 @@ def efficient_local_attention(
     eps: float,
 ) -> Tensor:
     """See `brainalign_kernels.efficient_local_attention`; the strips are in float32 at least."""
+    channels, *sides = x.shape[1:]
+    # Group norm refuses a single value, and convolution none.
+    if x.shape[0] * (channels // norm_groups) * min(sides) <= 1:
+        return reference.efficient_local_attention(
+            x, rows, columns, norm_groups=norm_groups, activation=activation, gate=gate,
+            has_skip=has_skip, eps=eps,
+        )  # fmt: skip
     wide = accumulation_dtype(x.dtype)
     made = []
     for axis, strip in ((3, rows), (2, columns)):

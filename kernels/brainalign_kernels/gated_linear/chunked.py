@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from brainalign_kernels._checks import accumulation_dtype
+from brainalign_kernels.gated_linear import reference
 from brainalign_kernels.lightning.chunked import join_chunks, scan_states, split_chunks
 
 __all__ = ["gated_linear_attention"]
@@ -33,9 +34,9 @@ def gated_linear_attention(
     dtype, wide = q.dtype, accumulation_dtype(q.dtype)
     n = q.shape[2]
     if n == 0:
-        # A product with nothing: the gradients are zeros, not absent.
-        empty = k.to(wide).transpose(-1, -2) @ v.to(wide)
-        return (q.sum(-1, keepdim=True) * v), empty if state is None else state.to(wide) + empty
+        return reference.gated_linear_attention(
+            q, k, v, log_decay, log_decay_value, state, scale=scale, chunk_size=chunk_size
+        )
     by_channel = log_decay.ndim == 4 or log_decay_value is not None
     size = min(chunk_size, n)
     if by_channel:

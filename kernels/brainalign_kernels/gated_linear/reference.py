@@ -26,15 +26,15 @@ def gated_linear_attention(
     q, k, v = scale * q.to(wide), k.to(wide), v.to(wide)
     decay = log_decay.to(wide).exp()
     decay = decay[..., None] if decay.ndim == 3 else decay
-    current = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
+    by_value = torch.ones_like(v) if log_decay_value is None else log_decay_value.to(wide).exp()
+    # Zeros that are a product with nothing: without tokens, gradients are zeros and not absent.
+    current = (decay * k)[:, :, :0].transpose(-1, -2) @ (by_value * v)[:, :, :0]
     if state is not None:
-        current = state.to(wide)
+        current = current + state.to(wide)
     outs = []
     for t in range(q.shape[2]):
-        current = decay[:, :, t, :, None] * current
-        if log_decay_value is not None:
-            current = current * log_decay_value[:, :, t, None, :].to(wide).exp()
+        current = decay[:, :, t, :, None] * current * by_value[:, :, t, None, :]
         current = current + k[:, :, t, :, None] * v[:, :, t, None, :]
         outs.append((q[:, :, t, None, :] @ current).squeeze(-2))
-    out = torch.stack(outs, dim=2) if outs else q.sum(-1, keepdim=True) * v
+    out = torch.stack(outs, dim=2) if outs else (q * decay * k).sum(-1, keepdim=True) * v
     return out.to(dtype), current

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from brainalign_kernels._checks import accumulation_dtype
+from brainalign_kernels.gaussian import reference
 from brainalign_kernels.gaussian.reference import chunks, statistics
 
 __all__ = ["gaussian_adaptive_attention"]
@@ -27,6 +28,10 @@ def gaussian_adaptive_attention(
     A product of Gaussians is a Gaussian: its precision is the sum of the precisions, its centre
     their weighted mean.
     """
+    if x.shape[axis] == 0:
+        return reference.gaussian_adaptive_attention(
+            x, mean_offsets, c, axis=axis, padding_value=padding_value, eps=eps
+        )
     wide = accumulation_dtype(x.dtype)
     offsets, squares = mean_offsets.to(wide), c.to(wide).square()
     precision = squares.reciprocal().sum(dim=1)
@@ -62,6 +67,4 @@ def gaussian_adaptive_attention(
         out = out if padding is None else torch.where(padding, cut, out)
         outs.append(out.flatten(axis, axis + 1))
         weights.append(weight.flatten(axis, axis + 1))
-    if not outs:
-        return x.clone(), x.clone()
     return torch.cat(outs, dim=axis).to(x.dtype), torch.cat(weights, dim=axis).to(x.dtype)

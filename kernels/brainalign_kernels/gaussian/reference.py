@@ -41,10 +41,6 @@ def gaussian_adaptive_attention(
     outs, weights = [], []
     parts = x.to(wide).split(chunks(x.shape[axis], c.shape[0]), dim=axis)
     for part, offsets, widths in zip(parts, mean_offsets.to(wide), c.to(wide), strict=True):
-        if part.shape[axis] == 0:
-            outs.append(part)
-            weights.append(part)
-            continue
         padding = None if padding_value is None else part == padding_value
         seen = part if padding is None else part.masked_fill(padding, 0.0)
         mean, deviation = statistics(seen, axis, eps)

@@ -80,9 +80,5 @@ def attention_adversarial_training(file: GoldenFile) -> Iterator[Run]:
     yield Run(
         "reference",
         [file.compare(name, got, FLOAT64) for name, got in values.items() if name in file]
-        + [
-            file.compare(name, got, GRADIENT64)
-            for name, got in zip(inputs, grads, strict=True)
-            if name in file
-        ],
+        + file.compare_gradients(dict(zip(inputs, grads, strict=True)), GRADIENT64),
     )

@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainalign_kernels._dispatch import count_calls
-
 __all__ = ["Comparison", "GoldenFile", "Run", "check_file", "check_folder"]
 
 #: Largest |difference| over largest |value|, unless a mechanism's note says otherwise.
 FLOAT64, GRADIENT64, FLOAT32 = 1e-9, 1e-7, 2e-5
+
+_VANISHING = 1e-12
+
+#: How the names of stored outputs and gradients begin.
+_RESULTS = ("out", "core_out", "agent_v", "gated_heads", "state", "grad_", "new_param.")
 
 #: Folder name: module of this package whose function of that name yields the runs of a file.
 MECHANISMS: dict[str, str] = {
@@ -78,16 +81,21 @@ class Comparison:
         must be equal.
     tolerance : float
         At most this.
+    scale : float
+        Of comparable arrays. If all expected values vanish beside it they are rounding errors of
+        zero, as the gradient of a bias on all keys of a softmax is, and this is what differences
+        are divided by.
     """
 
     name: str
     got: Tensor
     expected: Tensor
     tolerance: float
+    scale: float = 0.0
 
     @property
     def error(self) -> float:
-        """Relative error; infinite if shapes differ or a value is not finite."""
+        """Relative error; infinite if shapes differ or a value on either side is not finite."""
         got, expected = self.got.detach(), self.expected.detach()
         if got.shape != expected.shape:
             return float("inf")
@@ -95,10 +103,12 @@ class Comparison:
             return float((got != expected).sum())
         if got.numel() == 0:
             return 0.0
-        if not bool(torch.isfinite(got).all()):
+        if not bool(torch.isfinite(got).all() and torch.isfinite(expected).all()):
             return float("inf")
         difference = (got.double() - expected.double()).abs().max()
-        size = expected.double().abs().max()
+        size = float(expected.double().abs().max())
+        if size < _VANISHING * self.scale:
+            size = self.scale
         return float(difference / size) if size > 0 else float(difference)
 
     @property
@@ -137,6 +147,7 @@ class GoldenFile:
             arrays = {name: archive[name] for name in archive.files}
         self.meta: dict[str, Any] = json.loads(str(arrays.pop("meta")))
         self.arrays = arrays
+        self.compared: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -156,9 +167,19 @@ class GoldenFile:
             if name.startswith("param.")
         }
 
-    def compare(self, name: str, got: Tensor, tolerance: float) -> Comparison:
+    def compare(
+        self, name: str, got: Tensor, tolerance: float, *, scale: float = 0.0
+    ) -> Comparison:
         """Compare with the stored array `name`."""
-        return Comparison(name, got, self.tensor(name), tolerance)
+        self.compared.add(name)
+        return Comparison(name, got, self.tensor(name), tolerance, scale)
+
+    def compare_gradients(self, found: dict[str, Tensor], tolerance: float) -> list[Comparison]:
+        """Compare those that are stored, by their names, such as ``grad_q``."""
+        known = {name: x for name, x in found.items() if name in self}
+        sizes = [float(self.tensor(name).abs().max()) for name, x in known.items() if x.numel()]
+        scale = max(sizes, default=0.0)
+        return [self.compare(name, x, tolerance, scale=scale) for name, x in known.items()]
 
     def gradients(
         self, out: Tensor, cotangent: str, inputs: dict[str, Tensor], tolerance: float
@@ -178,8 +199,15 @@ class GoldenFile:
         """
         known = {name: x for name, x in inputs.items() if name in self}
         total = (out * self.tensor(cotangent, out.dtype)).sum()
-        found = torch.autograd.grad(total, list(known.values()), retain_graph=True)
-        return [self.compare(name, g, tolerance) for name, g in zip(known, found, strict=True)]
+        found = torch.autograd.grad(
+            total, list(known.values()), retain_graph=True, materialize_grads=True
+        )
+        return self.compare_gradients(dict(zip(known, found, strict=True)), tolerance)
+
+    def left_out(self) -> list[str]:
+        """Name the stored outputs and gradients that no comparison has asked for."""
+        results = {name for name in self.arrays if name.startswith(_RESULTS)}
+        return sorted(results - self.compared - {"grad_out", "grad_core_out"})
 
 
 def check_file(file: Path, mechanism: str) -> list[Run]:
@@ -199,12 +227,17 @@ def check_file(file: Path, mechanism: str) -> list[Run]:
     Raises
     ------
     KeyError
-        For a mechanism that is not known.
+        For a mechanism that is not known, or an array that the file lacks.
+    ValueError
+        If the file stores an output or a gradient that nothing was compared with.
     """
     module = import_module(f"{__package__}.{MECHANISMS[mechanism]}")
     check: Callable[[GoldenFile], Iterator[Run]] = getattr(module, mechanism)
-    with count_calls():
-        return list(check(GoldenFile(file)))
+    stored = GoldenFile(file)
+    runs = list(check(stored))
+    if stored.left_out():
+        raise ValueError(f"nothing was compared with {', '.join(stored.left_out())}")
+    return runs
 
 
 def check_folder(folder: Path) -> Iterator[tuple[bool, str]]:
@@ -221,24 +254,32 @@ def check_folder(folder: Path) -> Iterator[tuple[bool, str]]:
     line : str
         What was checked, the largest error of each implementation, and where it occurred.
     """
+    folder = folder.resolve()
     files = sorted(folder.rglob("*.npz"))
     if not files:
         yield False, f"FAIL  {folder}: no golden files (*.npz) here"
+        return
+    for empty in sorted(f for f in folder.iterdir() if f.is_dir() and not any(f.rglob("*.npz"))):
+        yield False, f"FAIL  {empty.name}: no golden files (*.npz) here"
     for file in files:
-        mechanism = file.parent.name
-        label = f"{mechanism}/{file.name}"
-        if mechanism not in MECHANISMS:
-            yield False, f"FAIL  {label}: unknown mechanism {mechanism!r}"
-            continue
+        good, line = _check(file, file.parent.name)
+        yield good, f"{'ok  ' if good else 'FAIL'}  {file.parent.name}/{file.name}: {line}"
+
+
+def _check(file: Path, mechanism: str) -> tuple[bool, str]:
+    if mechanism not in MECHANISMS:
+        return False, f"unknown mechanism {mechanism!r}"
+    try:
         runs = check_file(file, mechanism)
-        parts, good = [], bool(runs)
-        for run in runs:
-            worst = max(
-                run.comparisons, key=lambda c: c.error / c.tolerance if c.tolerance else c.error
-            )
-            good &= all(c.holds for c in run.comparisons)
-            parts.append(
-                f"{run.path} {worst.error:.1e} of {worst.tolerance:g} "
-                f"({worst.name}, {len(run.comparisons)} arrays)"
-            )
-        yield good, f"{'ok  ' if good else 'FAIL'}  {label}: {'; '.join(parts) or 'nothing ran'}"
+    except Exception as fault:  # a damaged file must not hide the others
+        return False, f"cannot be checked: {type(fault).__name__}: {' '.join(str(fault).split())}"
+    good = bool(runs) and all(c.holds for run in runs for c in run.comparisons)
+    return good, "; ".join(_summary(run) for run in runs) or "nothing ran"
+
+
+def _summary(run: Run) -> str:
+    worst = max(run.comparisons, key=lambda c: c.error / c.tolerance if c.tolerance else c.error)
+    return (
+        f"{run.path} {worst.error:.1e} of {worst.tolerance:g} "
+        f"({worst.name}, {len(run.comparisons)} arrays)"
+    )

@@ -48,12 +48,11 @@ def gradients_by_place(
     """Compare the gradients of ``(out * grad_out).sum()`` for the input and all parameters."""
     own = dict(module.named_parameters())
     total = (out * file.tensor("grad_out")).sum()
-    grad_x, *found = torch.autograd.grad(total, [x, *own.values()])
+    grad_x, *found = torch.autograd.grad(total, [x, *own.values()], materialize_grads=True)
     grads = dict(zip(own, found, strict=True))
-    made = [file.compare("grad_x", grad_x, GRADIENT64)]
+    made = {"grad_x": grad_x}
     for upstream, place in places.items():
         name = f"grad_param.{upstream}"
         if name in file and place.name in grads:
-            part = grads[place.name][place.index].reshape(file.arrays[name].shape)
-            made.append(file.compare(name, part, GRADIENT64))
-    return made
+            made[name] = grads[place.name][place.index].reshape(file.arrays[name].shape)
+    return file.compare_gradients(made, GRADIENT64)

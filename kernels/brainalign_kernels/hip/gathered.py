@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from brainalign_kernels._checks import accumulation_dtype, expand_heads
+from brainalign_kernels.hip import reference
 from brainalign_kernels.hip.plan import EMPTY, Plan
 from brainalign_kernels.softmax import sdpa
 
@@ -143,7 +144,7 @@ def _search(q: Tensor, bounds: list[Tensor], part: range, plan: Plan) -> tuple[T
 def hip_attention(q: Tensor, k: Tensor, v: Tensor, *, plan: Plan, scale: float) -> Tensor:
     """See `brainalign_kernels.hip_attention`."""
     if 0 in q.shape or 0 in v.shape:
-        return q.new_zeros((*q.shape[:3], v.shape[3]))
+        return reference.hip_attention(q, k, v, plan=plan, scale=scale)
     indices, counts = hip_blocks(q, k, plan=plan)
     k, v = expand_heads(q, k, v)
     kept = indices.shape[-1] * plan.block_size_k * plan.group_k + plan.window + plan.sinks

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from brainalign_kernels._checks import accumulation_dtype
+from brainalign_kernels.lightning import reference
 
 __all__ = ["join_chunks", "lightning_attention", "scan_states", "split_chunks"]
 
@@ -63,9 +64,9 @@ def lightning_attention(
     dtype, wide = q.dtype, accumulation_dtype(q.dtype)
     h, n = q.shape[1:3]
     if n == 0:
-        # A product with nothing: the gradients are zeros, not absent.
-        empty = k.to(wide).transpose(-1, -2) @ v.to(wide)
-        return (q.sum(-1, keepdim=True) * v), empty if state is None else state.to(wide) + empty
+        return reference.lightning_attention(
+            q, k, v, log_decay, state, scale=scale, chunk_size=chunk_size
+        )
     size = min(chunk_size, n)
     q, k, v = (split_chunks(x.to(wide), size) for x in (q, k, v))
     q = scale * q

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from brainalign_kernels._checks import accumulation_dtype, check_qkv, default_scale
+from brainalign_kernels._checks import accumulation_dtype, check_mask, check_qkv, default_scale
 from brainalign_kernels._dispatch import Operation, Path
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.moh import gathered, reference
@@ -208,7 +208,6 @@ def moh_attention(
             f"selected must be boolean of shape {expected}; got {selected.dtype} of shape "
             f"{tuple(selected.shape)}."
         )
-    if mask is not None and mask.ndim != 4:
-        raise ShapeError(f"mask must have 4 axes (B, H, N, S), any of them 1; got {mask.ndim}.")
+    check_mask(q, k, mask)
     scale = default_scale(scale, q.shape[-1])
     return OPERATION(impl, q, k, v, gates, selected, mask=mask, scale=scale)

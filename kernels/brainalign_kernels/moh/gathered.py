@@ -41,9 +41,7 @@ def by_head(
     out = []
     for head, load in enumerate(loads):
         blank = like.new_zeros((batch, tokens, channels))
-        if load == 0:
-            out.append(blank)
-        elif load == tokens:
+        if load == tokens:
             out.append(attend(head, None))
         else:
             rows = order[:, head, :load]

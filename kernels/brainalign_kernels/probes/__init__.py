@@ -10,15 +10,18 @@ from brainalign_kernels.probes.heads import (
 )
 from brainalign_kernels.probes.maps import attention_maps, attention_rollout
 from brainalign_kernels.probes.space import attention_distance, ring_profile
+from brainalign_kernels.probes.summary import PatternSummary, attention_patterns
 from brainalign_kernels.probes.tokens import SinkProfile, attention_sinks
 
 __all__ = [
     "Captured",
     "HeadImportance",
+    "PatternSummary",
     "SinkProfile",
     "accuracy",
     "attention_distance",
     "attention_maps",
+    "attention_patterns",
     "attention_rollout",
     "attention_sinks",
     "head_divergence",

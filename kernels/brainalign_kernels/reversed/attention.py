@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brainalign_kernels._checks import check_qkv, default_scale, expand_heads
+from brainalign_kernels._checks import check_mask, check_qkv, default_scale, expand_heads
 from brainalign_kernels._dispatch import Operation, Path
 from brainalign_kernels.errors import ShapeError
-from brainalign_kernels.reversed import reference, vjp
+from brainalign_kernels.reversed import blocks, reference
 
 __all__ = ["dependency_mask", "pruning_scores", "reversed_attention"]
 
 OPERATION = Operation(
     "reversed_attention",
     reference.reversed_attention,
-    compiled=Path(vjp.reversed_attention, vjp.missing),
+    compiled=Path(blocks.reversed_attention, blocks.missing),
 )
 
 
@@ -38,8 +38,7 @@ def _check(
         raise ShapeError(
             f"gate must have shape (B, N) {(q.shape[0], q.shape[2])}; got {tuple(gate.shape)}."
         )
-    if mask is not None and mask.ndim != 4:
-        raise ShapeError(f"mask must have 4 axes (B, H, N, S), any of them 1; got {mask.ndim}.")
+    check_mask(q, k, mask)
 
 
 def reversed_attention(
@@ -79,8 +78,8 @@ def reversed_attention(
     scale : float, optional
         s; by default D^-1/2.
     impl : {"auto", "reference", "compiled"}
-        "compiled" is the backward pass of PyTorch's scaled_dot_product_attention, without
-        (N, S) arrays; it gives no gradient for the mask, and no second derivatives.
+        "compiled" goes by blocks of children, without (N, S) arrays; it gives no gradient for the
+        mask, and no second derivatives.
 
     Returns
     -------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brainalign_kernels._checks import check_qkv, default_scale
+from brainalign_kernels._checks import check_mask, check_qkv, default_scale
 from brainalign_kernels._dispatch import Operation, Path
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.sinks import reference, sdpa
 
-__all__ = ["check_mask", "sink_attention"]
+__all__ = ["sink_attention"]
 
 OPERATION = Operation(
     "sink_attention", reference.sink_attention, compiled=Path(sdpa.sink_attention)
@@ -84,15 +84,3 @@ def sink_attention(
         )
     scale = default_scale(scale, q.shape[-1])
     return OPERATION(impl, q, k, v, sink, mask=mask, is_causal=is_causal, scale=scale)
-
-
-def check_mask(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
-    """Refuse a mask that is not broadcastable to (B, H, N, S)."""
-    if mask is None:
-        return
-    want = (*q.shape[:3], k.shape[2])
-    if mask.ndim != 4 or any(m not in (1, w) for m, w in zip(mask.shape, want, strict=True)):
-        raise ShapeError(
-            f"mask must have 4 axes, broadcastable to (B, H, N, S) = {tuple(want)}; got "
-            f"{tuple(mask.shape)}."
-        )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brainalign_kernels._checks import accumulation_dtype, check_qkv, default_scale
+from brainalign_kernels._checks import accumulation_dtype, check_mask, check_qkv, default_scale
 from brainalign_kernels._dispatch import Operation, Path
 from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.sinks import reference, sdpa
-from brainalign_kernels.sinks.attention import check_mask
 
 __all__ = ["image_centric_rows", "redistribute_attention", "visual_attention_redistribution"]
 
@@ -227,6 +226,11 @@ def _check_share(p: float) -> None:
 def _changeable(count: int, image: Tensor, queries: Tensor | None) -> Tensor:
     """Rows that may change, (B, 1, Q)."""
     batch, tokens = image.shape[0], image.shape[3]
+    if queries is None and count > tokens:
+        raise ShapeError(
+            f"{count} queries cannot be the last of {tokens} tokens: say by `queries` which rows "
+            "may change."
+        )
     if queries is None:
         here = torch.arange(tokens, device=image.device)
         last = (image[:, 0] * (here + 1)).amax(dim=-1) if tokens else image.new_zeros(batch, 1)

@@ -65,7 +65,7 @@ def sink_attention(
     if mask.dtype == torch.bool:
         mask = pad(mask, (1, 0), value=True)
     else:
-        mask = pad(mask.to(q.dtype), (1, 0))
+        mask = pad(sdpa.added_mask(mask, q.dtype), (1, 0))
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
     return out[..., :size]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from brainalign_kernels._checks import check_qkv, default_scale
+from brainalign_kernels._checks import check_mask, check_qkv, default_scale
 from brainalign_kernels._dispatch import Operation, Path
-from brainalign_kernels.errors import ShapeError
 from brainalign_kernels.softmax import reference, sdpa
 
 __all__ = ["softmax_attention"]
@@ -63,7 +62,6 @@ def softmax_attention(
     Vaswani et al. (2017), Attention is all you need, eq. 1.
     """
     check_qkv(q, k, v)
-    if mask is not None and mask.ndim != 4:
-        raise ShapeError(f"mask must have 4 axes (B, H, N, S), any of them 1; got {mask.ndim}.")
+    check_mask(q, k, mask)
     scale = default_scale(scale, q.shape[-1])
     return OPERATION(impl, q, k, v, mask=mask, is_causal=is_causal, scale=scale)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
+from brainalign_kernels.toeplitz import reference
 from brainalign_kernels.toeplitz.reference import powers
 
 __all__ = ["tpe"]
@@ -14,7 +15,7 @@ __all__ = ["tpe"]
 def tpe(x: Tensor, log_decay: Tensor, *, state: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """See `brainalign_kernels.tpe`, without the weight of the head; returns s and the last s."""
     if x.shape[2] == 0:
-        return x.clone(), state.clone()
+        return reference.tpe(x, log_decay, state=state, chunk_size=chunk_size)
     out = _scan(x, logsigmoid(log_decay), state, max(chunk_size, 2))
     return out, out[:, :, -1]
 

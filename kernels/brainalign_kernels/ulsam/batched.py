@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, max_pool2d
 
 from brainalign_kernels._checks import accumulation_dtype
+from brainalign_kernels.ulsam import reference
 from brainalign_kernels.ulsam.reference import BatchNorm
 
 __all__ = ["subspace_attention"]
@@ -28,6 +29,11 @@ def subspace_attention(
 
     Batch norm knows no groups, and the pointwise convolutions are one with groups.
     """
+    if x.numel() == 0:
+        return reference.subspace_attention(
+            x, depthwise, depthwise_norm, pointwise, pointwise_norm, training=training,
+            momentum=momentum, eps=eps,
+        )  # fmt: skip
     wide = accumulation_dtype(x.dtype)
     splits = pointwise[1].shape[0]
     weight, bias = (p.to(wide)[:, None, None] for p in depthwise)
