@@ -192,6 +192,20 @@ def test_units_of_x_change_nothing(cv, shape, scale, intercept):
     np.testing.assert_allclose(other.coef_ * scale, one.coef_, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("cv", [3, "loo", "gcv"])
+@pytest.mark.parametrize("scale", [1e-20, 1e-13, 1e10])
+def test_float32_of_any_unit(cv, scale):
+    """MEG in tesla from MEG in tesla: the squares of products leave float32."""
+    X, Y = (v.astype(np.float32) for v in problem(60, 10, 4, 0))
+    one = Ridge(ALPHAS, cv=cv).fit(X, Y)
+    scale = np.float32(scale)
+    other = Ridge(ALPHAS * float(scale) ** 2, cv=cv).fit(X * scale, Y * scale)
+    np.testing.assert_allclose(other.cv_scores_, one.cv_scores_, atol=1e-4)
+    np.testing.assert_allclose(other.coef_, one.coef_, atol=1e-4)
+    kept = Ridge(ALPHAS, cv=cv, dtype="float32").fit(X * scale, Y)
+    assert kept.coef_.dtype == np.float32
+
+
 def test_kfold_without_intercept_of_data_far_from_zero():
     X, Y = problem(20, 3, 3, 0, offset=200.0)
     folds = list(KFold(2).split(X))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -30,6 +31,8 @@ __all__ = [
     "warn_edges",
     "warn_rank",
 ]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ALPHAS = tuple(float(a) for a in np.logspace(-1, 5, 13))
 #: Share of the targets at one end of the grid from which a warning is given.
@@ -68,7 +71,9 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
     device : str
         ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
     dtype : {"auto", "float32", "float64"}
-        Type of the computation; "auto" takes that of X.
+        Type of the computation; "auto" takes that of X, or float64 where X or y are so large or
+        small (largest value above 1e6 or below 1e-6, as MEG in tesla) that float32 may not hold
+        their products.
     target_batch : int, optional
         Targets in flight; by default what suits the device.
 
@@ -150,6 +155,9 @@ class Ridge(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         data: NDArray[Any] = checked[0]
         target = np.asarray(checked[1], dtype=data.dtype)
+        if self.dtype == "auto" and data.dtype == np.float32 and (_far(data) or _far(target)):
+            logger.info("Ridge in float64: float32 may not hold the products of such values.")
+            data, target = data.astype(np.float64), np.asarray(checked[1], dtype=np.float64)
         check_consistent_length(data, target)
         check_finite(data, "X", "features")
         check_finite(target.reshape(len(target), -1), "y", "targets")
@@ -279,6 +287,12 @@ def check_alphas(alphas: float | Sequence[float]) -> NDArray[np.float64]:
     return grid
 
 
+def _far(x: NDArray[Any]) -> bool:
+    """Whether the largest value is so far from 1 that squared products may leave float32."""
+    size = max(float(x.max()), -float(x.min())) if x.size else 0.0
+    return size > 0 and not 1e-6 <= size <= 1e6
+
+
 def check_finite(x: NDArray[Any], name: str, columns: str) -> None:
     """Raise `ConfigError` with the counts if `x` (rows, columns) holds a NaN or an infinity."""
     if np.isfinite(x.sum(dtype=np.float64)):
@@ -301,7 +315,7 @@ def check_folds(n_samples: int, n_folds: int) -> None:
     if n_samples < 2 * n_folds:
         raise ConfigError(
             f"n_samples={n_samples} is too few for cv={n_folds}: every fold needs at least two.",
-            'Use fewer folds, or cv="loo".',
+            "Use fewer folds.",
         )
 
 

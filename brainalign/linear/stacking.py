@@ -205,7 +205,7 @@ class Stacking(SpacesEstimator):
         rows = None if groups is None else np.asarray(groups)
         if rows is not None:
             check_consistent_length(data, rows)
-        splits = [_rows(s) for s in make_splits(self.cv, data, target, groups)]
+        splits = [_rows(s, len(data)) for s in make_splits(self.cv, data, target, groups)]
         _keep_whole(splits, rows, "cv", self.cv)
         errors, measured = [], []
         for train, test in splits:
@@ -287,7 +287,7 @@ class Stacking(SpacesEstimator):
                     "Leave alpha_cv out, or give a splitter that keeps groups whole.",
                 )
             return cv
-        splits = [_rows(s) for s in make_splits(cv, X, Y, groups)]
+        splits = [_rows(s, len(X)) for s in make_splits(cv, X, Y, groups)]
         _keep_whole(splits, groups, "alpha_cv", cv)
         return splits
 
@@ -310,6 +310,6 @@ def _keep_whole(
             )
 
 
-def _rows(split: tuple[Any, Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    train, test = split_indices(split, torch.device("cpu"))
+def _rows(split: tuple[Any, Any], n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    train, test = split_indices(split, n, torch.device("cpu"))
     return train.numpy(), test.numpy()
