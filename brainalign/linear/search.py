@@ -471,8 +471,7 @@ class _Fold:
             values, vectors = kernel_eigh(k, self.centred)
         right = None
         if squaring_costs(X, values, alphas.min()):
-            values, left, right = singular(X[train] - mean, self.centred and not self.primal)
-            vectors, right = (right, None) if self.primal else (left, right * values.sqrt())
+            values, vectors, right = singular(X[train] - mean, self.primal, self.centred)
         self.vectors = vectors.to(X.dtype)
         if self.primal:
             projected = (X[test] - mean) @ self.vectors

@@ -87,8 +87,7 @@ class Design:
         values, vectors = eigh(self.gram) if primal else kernel_eigh(self.kernel, self.centred)
         right = None
         if squaring_costs(self.X, values, least):
-            values, left, right = singular(self.X, self.centred and not primal)
-            vectors, right = (right, None) if primal else (left, right * values.sqrt())
+            values, vectors, right = singular(self.X, primal, self.centred)
         vectors = vectors.to(self.X.dtype)
         left = self.X @ vectors if primal else vectors
         return Factors(self.X, self.mean, values, vectors, left, primal, self.centred, right)
@@ -257,18 +256,19 @@ def squaring_costs(X: Tensor, values: Tensor, least: Tensor | float | None) -> b
     return float(values.max()) * torch.finfo(torch.float64).eps > SQUARING * float(least)
 
 
-def singular(X: Tensor, orthogonal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared singular values, ascending, with left and right vectors, without squaring X.
+def singular(X: Tensor, primal: bool, centred: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Squared singular values, ascending, and vectors in a form of `Factors`, without squaring X.
 
-    If `orthogonal`, all left vectors are orthogonal to the constant, as the columns of X are.
+    The last is X'U in kernel form. There the constant direction is dropped if X is centred.
     """
-    if orthogonal:  # see `kernel_eigh`
+    if centred and not primal:  # see `kernel_eigh`
         lift = X.new_full((len(X), 1), 2 * float(torch.linalg.norm(X)) or 1.0)
         left, size, right = torch.linalg.svd(torch.cat([X, lift], dim=1), full_matrices=False)
         left, size, right = left[:, 1:], size[1:], right[1:, :-1]
     else:
         left, size, right = torch.linalg.svd(X, full_matrices=False)
-    return size.flip(0).square(), left.flip(1), right.T.flip(1)
+    left, size, right = left.flip(1), size.flip(0), right.T.flip(1)
+    return (size.square(), right, None) if primal else (size.square(), left, right * size)
 
 
 def target_batches(
