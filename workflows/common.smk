@@ -24,7 +24,7 @@ DEFAULT_RESOURCES = {
     "gather": {"mem_mb": 16000, "runtime": 60, "threads": 1},
     "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1},
     "report": {"mem_mb": 4000, "runtime": 30, "threads": 1},
-    "small_clip": {"mem_mb": 4000, "runtime": 240, "threads": 2},
+    "small_models": {"mem_mb": 4000, "runtime": 240, "threads": 2},
     "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1},
     "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 2},
 }
