@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -92,8 +93,10 @@ def _responses(args: argparse.Namespace) -> int:
         subjects = None
     else:
         module = studies.get(args.study)
-        _check_parameters(module.load, args.parameters)
-        study = module.load(**args.parameters)
+        takes = inspect.signature(module.load).parameters
+        _check_parameters(module.load, args.parameters, {"subjects"} & set(takes))
+        given = {"subjects": subjects} if "subjects" in takes else {}
+        study = module.load(**given, **args.parameters)
     settings = {"study": args.study, "parameters": args.parameters}
     write_bundle(study, args.out, subjects=subjects, provenance=provenance(config=settings))
     return 0
@@ -103,8 +106,6 @@ def _check_parameters(
     load: Callable[..., Any], given: Mapping[str, Any], ours: Set[str] = frozenset()
 ) -> None:
     """Refuse parameters that the loader of a study does not take, and name those it lacks."""
-    import inspect
-
     known = {n: p for n, p in inspect.signature(load).parameters.items() if n not in ours}
     wrong = [n for n in given if n not in known]
     if wrong:
