@@ -526,7 +526,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_arguments(p)
     p.add_argument("--stimuli", type=Path, required=True, help="a folder of images")
     p.add_argument("--layers", nargs="+", help="names or patterns; default: all")
-    p.add_argument("--pooling", choices=("mean", "class", "none", "flatten"), default="mean")
+    p.add_argument(
+        "--pooling", choices=("mean", "class", "none", "flatten", "unit"), default="mean"
+    )
     p.add_argument("--store", type=Path, required=True, help="folder of the feature store")
     p.add_argument("--out", type=Path, required=True, help="list of the stores, as JSON")
     p.add_argument("--batch-size", type=int, default=64)

@@ -15,9 +15,7 @@ rule small_clip:
         device="cpu" if config["features"]["device"] == "auto" else config["features"]["device"],
     threads: resource("small_clip", "threads")
     resources:
-        mem_mb=resource("small_clip", "mem_mb"),
-        runtime=resource("small_clip", "runtime"),
-        gpu=resource("small_clip", "gpu"),
+        **needs("small_clip"),
     shell:
         "python -m brainalign.small_models.clip --out {output.model} --checkpoint {params.checkpoint}"
         " --threads {threads} --device {params.device} {params.options} 2> {log}"
