@@ -1,6 +1,7 @@
 """Encoding models: brain responses predicted from features."""
 
 from brainalign.encoding.align import Aligned, align, make_splits
+from brainalign.encoding.clusters import spherical_kmeans
 from brainalign.encoding.compare import (
     compare_models,
     compare_subjects,
@@ -44,5 +45,6 @@ __all__ = [
     "roi_members",
     "select",
     "selections",
+    "spherical_kmeans",
     "write_result",
 ]
