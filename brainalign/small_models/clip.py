@@ -7,23 +7,34 @@ The result is a folder that open_clip itself loads: ``open_clip.create_model_and
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brainalign.data.store import atomic_dir, atomic_file, sha256_of
-from brainalign.errors import ConfigError, MissingDependencyError, near
+from brainalign.data.store import atomic_dir, sha256_of
+from brainalign.errors import ConfigError, near
 from brainalign.features.attention import ATTENTION_KEY, full_attention, place_attention
 
 from .places import MOMENTS
-from .scenes import CATEGORIES, SUBCATEGORIES, Scene, captions, name_of, render_scene, render_scenes
+from .scenes import CATEGORIES, SUBCATEGORIES, Scene, name_of, render_scenes
 from .things import COLOURS, FOOD, OBJECTS
+from .training import (
+    CAPTIONS,
+    HELD_OUT_SEED,
+    IMAGE_SIZE,
+    KINDS,
+    augment,
+    batches,
+    load_state,
+    require,
+    save_state,
+    schedule,
+    stored_scenes,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -58,36 +69,22 @@ TOWERS: dict[str, dict[str, dict[str, Any]]] = {
         "text": {"width": 64, "heads": 2, "layers": 1},
     },
 }  # fmt: skip
-_KINDS = [(c, k) for c in CATEGORIES for k in SUBCATEGORIES[c]]
-_IMAGE_SIZE = 64
 _CONTEXT = 32
-_RENDER_SIZES = (64, 96, 128)  # a model must not depend on the size its pictures were made in
-_CAPTIONS = 12
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_HELD_OUT_SEED = 10_000  # training seeds stay below, measuring seeds above
-
-
-def _require(*modules: str) -> None:
-    for name in modules:
-        if importlib.util.find_spec(name) is None:
-            raise MissingDependencyError(
-                f"The package {name} is not installed.",
-                'Install it with: pip install "brainalign[features]"',
-            )
 
 
 def _config(vocabulary: int, tower: str) -> dict[str, Any]:
     return {
         "model_cfg": {
             "embed_dim": 128,
-            "vision_cfg": {"image_size": _IMAGE_SIZE, **TOWERS[tower]["vision"]},
+            "vision_cfg": {"image_size": IMAGE_SIZE, **TOWERS[tower]["vision"]},
             "text_cfg": {
                 "context_length": _CONTEXT, "vocab_size": vocabulary, **TOWERS[tower]["text"],
                 "hf_tokenizer_name": "small-clip",
             },
         },
         "preprocess_cfg": {
-            "size": _IMAGE_SIZE, "mode": "RGB", "mean": list(_MEAN), "std": list(_STD),
+            "size": IMAGE_SIZE, "mode": "RGB", "mean": list(_MEAN), "std": list(_STD),
             "interpolation": "bicubic", "resize_mode": "shortest",
         },
     }  # fmt: skip
@@ -131,61 +128,6 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _render(n: int, seed: int) -> tuple[np.ndarray, list[list[str]], list[int]]:
-    """Return pictures (n, side, side, 3) uint8, `_CAPTIONS` captions and the kind of each."""
-    from PIL import Image
-    from tqdm import tqdm
-
-    images = np.empty((n, _IMAGE_SIZE, _IMAGE_SIZE, 3), np.uint8)
-    texts, kinds = [], []
-    for i in tqdm(range(n), desc="render", disable=None):
-        # Divided by the number of categories, or each category would have but one size.
-        size = _RENDER_SIZES[(i // len(CATEGORIES)) % len(_RENDER_SIZES)]
-        scene = render_scene(i, seed=seed, size=size)
-        picture = Image.fromarray(scene.image)
-        if size != _IMAGE_SIZE:
-            picture = picture.resize((_IMAGE_SIZE, _IMAGE_SIZE), Image.Resampling.BICUBIC)
-        images[i] = np.asarray(picture)
-        texts.append([scene.caption, *captions(scene, _CAPTIONS - 1, seed=seed)])
-        kinds.append(_KINDS.index((scene.category, scene.subcategory)))
-    return images, texts, kinds
-
-
-def _batches(
-    n: int, size: int, seed: int, start: int, stop: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (step, indices): a new order each epoch, the same whenever training resumes."""
-    per_epoch = n // size
-    epoch, order = -1, np.arange(0)
-    for step in range(start, stop):
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            order = np.random.default_rng([seed, 1, epoch]).permutation(n)
-        k = step % per_epoch
-        yield step, order[k * size : (k + 1) * size]
-
-
-def _augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shift each picture by up to 4 pixels and vary its brightness and contrast a little."""
-    pad = 4
-    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
-    side = images.shape[1]
-    offsets = rng.integers(0, 2 * pad + 1, (len(images), 2))
-    moved = np.stack(
-        [p[y : y + side, x : x + side] for p, (y, x) in zip(padded, offsets, strict=True)]
-    ).astype(np.float32)
-    gain = rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32)
-    bias = rng.uniform(-12, 12, (len(images), 1, 1, 1)).astype(np.float32)
-    return np.clip(moved * gain + bias, 0, 255)
-
-
-def _rate(step: int, steps: int, peak: float) -> float:
-    warm = min(100, max(1, steps // 10))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))))
-
-
 def _loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor) -> Any:
     """CLIP's symmetric cross-entropy, with every picture of an identical caption a match."""
     from torch.nn import functional
@@ -196,47 +138,6 @@ def _loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, ids: tor
     return 0.5 * (
         functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
     )
-
-
-def _save_state(
-    folder: Path, model: Any, optimiser: Any, step: int, settings: dict[str, Any]
-) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{key}"] = value.detach().cpu().contiguous()
-    about = {"step": str(step), "settings": json.dumps(settings, sort_keys=True)}
-    with atomic_file(folder / "state.safetensors") as made:
-        save_file(tensors, made, metadata=about)
-
-
-def _load_state(folder: Path, model: Any, optimiser: Any, settings: dict[str, Any]) -> int:
-    """Put the saved state back and return the step it stands at, 0 where there is none."""
-    from safetensors import safe_open
-
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as saved:
-        about = saved.metadata()
-        if json.loads(about["settings"]) != settings:
-            raise ConfigError(
-                f"The checkpoint {path} was made with other settings: {about['settings']}.",
-                "Train with those, or remove the checkpoint.",
-            )
-        tensors = {name: saved.get_tensor(name) for name in saved.keys()}
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        state = {
-            key: tensors[f"optimiser.{name}.{key}"].to(parameter.device if key != "step" else "cpu")
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"optimiser.{name}.{key}" in tensors
-        }
-        if state:
-            optimiser.state[parameter] = state
-    return int(about["step"])
 
 
 def train_clip(
@@ -319,11 +220,11 @@ def train_clip(
     Radford et al. (2021), Learning transferable visual models from natural language supervision,
     ICML.
     """
-    _require("open_clip", "transformers")
-    if not 0 <= seed < _HELD_OUT_SEED:
+    require("open_clip", "transformers")
+    if not 0 <= seed < HELD_OUT_SEED:
         raise ConfigError(
-            f"The seed of training must lie in 0..{_HELD_OUT_SEED - 1}, got {seed}: seeds from "
-            f"{_HELD_OUT_SEED} on are kept for held-out scenes."
+            f"The seed of training must lie in 0..{HELD_OUT_SEED - 1}, got {seed}: seeds from "
+            f"{HELD_OUT_SEED} on are kept for held-out scenes."
         )
     if n_scenes < batch_size or steps < 1 or batch_size < 2:
         raise ConfigError(
@@ -374,35 +275,6 @@ def _write_model(model: Any, tokenizer: Any, settings: dict[str, Any], folder: P
     save_file(half, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 
-def _scenes(
-    n: int, seed: int, folder: Path | None
-) -> tuple[np.ndarray, list[list[str]], list[int]]:
-    """Render the scenes, or read those an earlier run left in `folder`."""
-    if folder is None:
-        return _render(n, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures, texts = folder / "scenes.npy", folder / "captions.json"
-    about = {"n": n, "seed": seed}
-    if texts.exists():  # written last
-        saved = json.loads(texts.read_text(encoding="utf-8"))
-        images = np.load(pictures, allow_pickle=False)
-        probe = min(n, 3 * len(CATEGORIES))
-        # Rendering a few again shows whether the renderer is still the one that made the rest.
-        if saved["about"] == about and np.array_equal(_render(probe, seed)[0], images[:probe]):
-            return images, saved["captions"], saved["kinds"]
-        raise ConfigError(
-            f"The scenes in {folder} are not those of n_scenes={n} and seed={seed}, or the "
-            "renderer has changed since.",
-            "Remove that folder to begin anew.",
-        )
-    images, said, kinds = _render(n, seed)
-    with atomic_file(pictures) as made:
-        np.save(made, images, allow_pickle=False)
-    with atomic_file(texts) as made:
-        made.write_text(json.dumps({"about": about, "captions": said, "kinds": kinds}))
-    return images, said, kinds
-
-
 def _train(
     settings: dict[str, Any],
     device: str,
@@ -418,13 +290,13 @@ def _train(
     from tqdm import tqdm
 
     seed, steps = settings["seed"], settings["steps"]
-    images, texts, listed = _scenes(settings["n_scenes"], seed, scenes)
+    images, texts, listed = stored_scenes(settings["n_scenes"], seed, scenes)
     flat = [text for group in texts for text in group]
     kinds = torch.tensor(listed, device=device)
-    groups = torch.tensor([CATEGORIES.index(c) for c, _ in _KINDS], device=device)[kinds]
+    groups = torch.tensor([CATEGORIES.index(c) for c, _ in KINDS], device=device)[kinds]
     tokenizer = _fit_tokenizer(flat)
     tokens = np.array([e.ids for e in tokenizer.encode_batch(flat)], np.int16)
-    tokens = tokens.reshape(len(texts), _CAPTIONS, _CONTEXT)
+    tokens = tokens.reshape(len(texts), CAPTIONS, _CONTEXT)
     settings = {**settings, "tokenizer": sha256_of(tokenizer.to_str())}
 
     with torch.random.fork_rng(devices=[]):
@@ -438,24 +310,24 @@ def _train(
         [{"params": decayed, "weight_decay": 0.1}, {"params": free, "weight_decay": 0.0}],
         lr=settings["learning_rate"], betas=(0.9, 0.98), eps=1e-6,
     )  # fmt: skip
-    first = _load_state(folder, model, optimiser, settings) if folder else 0
+    first = load_state(folder, model, optimiser, settings) if folder else 0
     last = steps if stop_at is None else min(steps, stop_at)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
     model.train()
     progress = tqdm(total=steps, initial=first, desc="train", disable=None)
-    for step, chosen in _batches(len(images), settings["batch_size"], seed, first, last):
+    for step, chosen in batches(len(images), settings["batch_size"], seed, first, last):
         rng = np.random.default_rng([seed, 2, step])
-        pictures = torch.from_numpy(_augment(images[chosen], rng)).permute(0, 3, 1, 2)
+        pictures = torch.from_numpy(augment(images[chosen], rng)).permute(0, 3, 1, 2)
         pictures = ((pictures / 255 - mean) / std).to(device)
-        told = tokens[chosen, rng.integers(0, _CAPTIONS, len(chosen))]
+        told = tokens[chosen, rng.integers(0, CAPTIONS, len(chosen))]
         said = torch.from_numpy(told.astype(np.int64)).to(device)
         for group in optimiser.param_groups:
-            group["lr"] = _rate(step, steps, settings["learning_rate"])
+            group["lr"] = schedule(step, steps, settings["learning_rate"])
         image = model.encode_image(pictures, normalize=True)
         scale = model.logit_scale.exp()
         loss = _loss(image, model.encode_text(said, normalize=True), scale, said)
         names = [name_of(c, variant=int(rng.integers(100))) for c in CATEGORIES]
-        names += [name_of(c, k, variant=int(rng.integers(100))) for c, k in _KINDS]
+        names += [name_of(c, k, variant=int(rng.integers(100))) for c, k in KINDS]
         listed_ids = torch.tensor([e.ids for e in tokenizer.encode_batch(names)], device=device)
         logits = scale * image @ model.encode_text(listed_ids, normalize=True).T
         few = len(CATEGORIES)
@@ -471,12 +343,12 @@ def _train(
         if step % 20 == 0:
             log.info("step %d loss %.4f scale %.1f", step, loss.item(), float(scale.detach()))
         if folder and ((step + 1) % save_every == 0 or step + 1 == last):
-            _save_state(folder, model, optimiser, step + 1, settings)
+            save_state(folder, model, optimiser, step + 1, settings)
     progress.close()
     return model.eval(), tokenizer, max(first, last)
 
 
-def measure(folder: Path | str, *, n: int = 1200, seed: int = _HELD_OUT_SEED) -> dict[str, Any]:
+def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> dict[str, Any]:
     """Measure a model of `train_clip` on held-out scenes, loading it by name.
 
     Parameters
@@ -502,15 +374,15 @@ def measure(folder: Path | str, *, n: int = 1200, seed: int = _HELD_OUT_SEED) ->
     ConfigError
         If `seed` is one that training may have used.
     """
-    _require("open_clip", "transformers")
+    require("open_clip", "transformers")
     import torch
     from PIL import Image
     from torch.nn.functional import normalize
 
     from brainalign.features import load_model
 
-    if seed < _HELD_OUT_SEED:
-        raise ConfigError(f"Seed {seed} may have been trained on; use {_HELD_OUT_SEED} or more.")
+    if seed < HELD_OUT_SEED:
+        raise ConfigError(f"Seed {seed} may have been trained on; use {HELD_OUT_SEED} or more.")
     model = load_model(f"open_clip:local-dir:{folder}", device="cpu")
     scenes = render_scenes(n, seed=seed)
 
@@ -592,12 +464,12 @@ def _described(tower: str, attention: str) -> tuple[str, str]:
         blocks = ", ".join(map(str, vision["layers"]))
         image = f"""CLIP's
 ResNet with attention pooling (width {vision["width"]}, blocks {blocks}, pictures of
-{_IMAGE_SIZE} x {_IMAGE_SIZE}; `visual.layer1` to `visual.layer4`, then `visual.attnpool`)"""
+{IMAGE_SIZE} x {IMAGE_SIZE}; `visual.layer1` to `visual.layer4`, then `visual.attnpool`)"""
     else:
-        side = _IMAGE_SIZE // vision["patch_size"]
+        side = IMAGE_SIZE // vision["patch_size"]
         image = f"""a
-vision transformer (width {vision["width"]}, {vision["layers"]} layers, pictures of {_IMAGE_SIZE} x
-{_IMAGE_SIZE} in {side} x {side} patches, which are averaged; `visual.transformer.resblocks.*`)
+vision transformer (width {vision["width"]}, {vision["layers"]} layers, pictures of {IMAGE_SIZE} x
+{IMAGE_SIZE} in {side} x {side} patches, which are averaged; `visual.transformer.resblocks.*`)
 whose attention is `{attention}`"""
     words = f"""{image} and a causal text
 transformer (width {text["width"]}, layers: {text["layers"]}, {_CONTEXT} tokens, byte-level BPE)"""
@@ -649,7 +521,7 @@ with a shared space of 128 dimensions.
 ## Training
 
 {settings["n_scenes"]:,} scenes drawn by `brainalign.small_models.scenes` (people, bodies, places,
-words, food, objects; colour, number, place, size, background and light vary), {_CAPTIONS} captions
+words, food, objects; colour, number, place, size, background and light vary), {CAPTIONS} captions
 each; {settings["steps"]:,} steps of AdamW, batch {settings["batch_size"]}, peak learning rate
 {settings["learning_rate"]:g}, seed {settings["seed"]}, float32 on the CPU. The loss is CLIP's
 between pictures and captions, plus the cross-entropies of naming the category and the
@@ -658,7 +530,7 @@ sub-category. Made by `python -m brainalign.small_models.clip`.
 ## Measured
 
 On {measured["category"]["n"]:,} held-out scenes (seed {measured["seed"]}; training seeds stay below
-{_HELD_OUT_SEED}), zero-shot, one prompt per answer, no ensembles.
+{HELD_OUT_SEED}), zero-shot, one prompt per answer, no ensembles.
 
 | what | choice | correct | chance | scenes |
 |---|---|---|---|---|
@@ -707,7 +579,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.render_only:
         if chosen.scenes_folder is None:
             parser.error("--render-only needs --scenes-folder")
-        _scenes(chosen.scenes, chosen.seed, chosen.scenes_folder)
+        stored_scenes(chosen.scenes, chosen.seed, chosen.scenes_folder)
         return 0
     if chosen.out is None:
         parser.error("--out is required")
