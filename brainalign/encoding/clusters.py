@@ -61,9 +61,9 @@ def spherical_kmeans(
     lost = np.flatnonzero(~finite | (norm == 0))
     if len(lost):
         first = int(lost[0])
+        what = "no weight" if finite[first] else "weights that are not finite"
         raise SchemaError(
-            f"Neuroid {first} has {'no weight' if finite[first] else 'weights that are not finite'}; "
-            f"{len(lost)} of {len(w)} have no direction.",
+            f"Neuroid {first} has {what}; {len(lost)} of {len(w)} have no direction.",
             "Leave them out.",
         )
     if n_clusters < 1 or n_init < 1:
