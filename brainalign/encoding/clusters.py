@@ -56,13 +56,14 @@ def spherical_kmeans(
     w = np.asarray(weights, dtype=np.float64)
     if w.ndim != 2:
         raise SchemaError(f"Weights are (neuroid, feature); these have {w.ndim} dimensions.")
-    bad = ~np.isfinite(w).all(axis=1)
+    finite = np.asarray(np.isfinite(w).all(axis=1))
     norm = np.linalg.norm(np.where(np.isfinite(w), w, 0.0), axis=1)
-    if bad.any() or not norm.all():
-        first = int(np.flatnonzero(bad | (norm == 0))[0])
+    lost = np.flatnonzero(~finite | (norm == 0))
+    if len(lost):
+        first = int(lost[0])
+        what = "no weight" if finite[first] else "weights that are not finite"
         raise SchemaError(
-            f"Neuroid {first} has {'weights that are not finite' if bad[first] else 'no weight'}; "
-            f"{int((bad | (norm == 0)).sum())} of {len(w)} have no direction.",
+            f"Neuroid {first} has {what}; {len(lost)} of {len(w)} have no direction.",
             "Leave them out.",
         )
     if n_clusters < 1 or n_init < 1:
