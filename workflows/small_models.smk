@@ -42,9 +42,7 @@ rule small_model:
         device=SMALL_DEVICE,
     threads: resource("small_models", "threads")
     resources:
-        mem_mb=resource("small_models", "mem_mb"),
-        runtime=resource("small_models", "runtime"),
-        gpu=resource("small_models", "gpu"),
+        **needs("small_models"),
     shell:
         "python -m brainalign.small_models.{params.module} --out {output.model}"
         " --checkpoint {params.checkpoint} --threads {threads} --device {params.device}"
