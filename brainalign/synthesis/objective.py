@@ -350,7 +350,7 @@ class _Tower(nn.Module):
             )
         key = sha256_of(layer, pooling)[:16]
         if key in self.maps:
-            linear = self.maps[key]
+            linear: Any = self.maps[key]
             linear.weight.data += torch.as_tensor(weight, dtype=torch.float32)
             return
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -374,7 +374,7 @@ class _Tower(nn.Module):
             output = tensor_of(self.model.forward(self.preprocess(images)))
         if OUTPUT in names and output is not None:
             receive(OUTPUT, output)
-        return sum(self.maps[key](x) for key, x in found.items())  # type: ignore[return-value]
+        return sum(self.maps[key](x) for key, x in found.items())
 
 
 class ImageEncoder(nn.Module):
