@@ -103,7 +103,7 @@ def test_it_makes_an_encoder_like_that_of_ridge(tmp_path):
         attrs={"units": "z", "subject": "s"},
     )  # fmt: skip
     shown = stimuli.select(ids[:120])
-    probe = fit_probe(model, shown, responses, n_epochs=25, learning_rate=0.05, noise=0.01,
+    probe = fit_probe(model, shown, responses, n_epochs=12, learning_rate=0.1, noise=0.01,
                       weight_decay=0.0, shift=1, device="cpu", progress=False)  # fmt: skip
     ridge = fit_encoder(features.isel(stimulus=train), responses, device="cpu")
     assert set(ridge.attrs) <= set(probe.attrs) and probe["weights"].dims == ridge["weights"].dims

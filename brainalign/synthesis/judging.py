@@ -19,7 +19,14 @@ from brainalign.errors import ConfigError, SchemaError
 from brainalign.features.extraction import extract
 from brainalign.features.models import Model, load_model
 from brainalign.features.zeroshot import zero_shot
-from brainalign.synthesis.objective import Encoder, Target, load_source, parts_of, read_encoder
+from brainalign.synthesis.objective import (
+    Encoder,
+    Target,
+    load_source,
+    parts_of,
+    read_encoder,
+    same_neuroids,
+)
 from brainalign.synthesis.sampling import predict_target, read_kept
 
 __all__ = [
@@ -254,7 +261,10 @@ def judge(
     out: str | Path,
     roi: str | None = None,
     against: str | None = None,
+    cluster: int | None = None,
+    n_clusters: int | None = None,
     neuroids: Sequence[str] = (),
+    guiding: str | Path | None = None,
     top: Sequence[int] = (100, 200),
     n_bootstrap: int = 1000,
     seed: int = 0,
@@ -281,8 +291,11 @@ def judge(
         See `label_images`.
     out : path
         A ``.nc`` file.
-    roi, against, neuroids
-        The target, see `Target`; of a cluster the ids of its neuroids.
+    roi, against, cluster, n_clusters, neuroids
+        The target, see `Target`.
+    guiding : path, optional
+        The encoder that guided. A cluster is found in its weights and judged on the same
+        neuroids.
     top, n_bootstrap, seed
         See `compare_with_natural`.
     store : path, optional
@@ -302,9 +315,15 @@ def judge(
         and ``natural_activation`` (natural), ``image_set``, ``image_id``, ``image_activation`` and
         ``image_label`` (image).
     """
-    target = Target(roi, against, neuroids=tuple(neuroids))
+    target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     parts = read_encoder(encoder)
-    weights = target.weights([parts])
+    if cluster is None:
+        weights = target.weights([parts])
+    elif guiding is None:
+        raise ConfigError("A cluster is one of the guiding encoder's weights.", "Name it: guiding.")
+    else:
+        first = read_encoder(guiding)
+        weights = same_neuroids(target.weights([first]), first, parts)
     found = {ALL_NATURAL: read_stimuli(natural), **{k: read_kept(v) for k, v in generated.items()}}
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "models": models}
     activation = {

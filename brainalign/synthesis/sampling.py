@@ -395,7 +395,7 @@ def dive(
     n_images : int
         How many seeds.
     seed : int
-        The first; the others follow it, and the clustering uses it.
+        The first; the others follow it.
     keep : float
         Share of the images, from the first rank on, marked as ``kept``.
     scale, sag_scale, schedule, through_unet, gradient_checkpointing, vae_slicing, vae_tiling
@@ -432,7 +432,7 @@ def dive(
     guidance = Guidance(
         scale, sag_scale, schedule, through_unet, gradient_checkpointing, vae_slicing, vae_tiling
     )
-    target = Target(roi, against, cluster, n_clusters, tuple(neuroids), seed)
+    target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     maker = _Maker(
         target, encoder, rerank, out=out, n_images=n_images, seed=seed, keep=keep,
         interpolation=interpolation, device=device, models=models, overwrite=overwrite,
@@ -494,7 +494,7 @@ def ascend_pixels(
 
     Parameters are those of `dive` and `ascend`; so is what is written.
     """
-    target = Target(roi, against, cluster, n_clusters, tuple(neuroids), seed)
+    target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     maker = _Maker(
         target, encoder, rerank, out=out, n_images=n_images, seed=seed, keep=keep,
         interpolation=interpolation, device=device, models=models, overwrite=overwrite,

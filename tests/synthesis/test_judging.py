@@ -32,7 +32,7 @@ def test_the_sets_are_compared_as_counted_by_hand():
     kinds = LABELS[rng.integers(5, size=1000)]
     kinds[np.argsort(-natural)[:100]] = "place"
     ds = compare_with_natural(
-        {ALL_NATURAL: natural, "generated": np.full(20, 9.0), "flat": np.zeros(20)},
+        {ALL_NATURAL: natural, "generated": np.full(20, 9.0), "flat": np.full(20, natural.mean())},
         {ALL_NATURAL: kinds, "generated": np.repeat(["place", "food"], [18, 2]),
          "flat": np.repeat("face", 20)},
         seed=1,
