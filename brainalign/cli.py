@@ -355,25 +355,18 @@ def _ascend(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from brainalign.synthesis import Target, judge, read_encoder
+    from brainalign.synthesis import judge
 
-    chosen = _target(args)
-    if args.n_clusters is not None:
-        # A cluster is found in the weights that guided, and its neuroids are judged.
-        parts = read_encoder(args.guide)
-        weights = Target(**chosen, seed=args.seed).weights(parts)
-        ids = [e["neuroid_id"].values[w > 0] for e, w in zip(parts, weights, strict=True)]
-        chosen = {"neuroids": tuple(str(n) for part in ids for n in part)}
-    else:
-        chosen = {k: chosen[k] for k in ("roi", "against", "neuroids")}
+    labeller = _loaded({"labeller": args.labeller}, args.device)
     judge(
         args.generated,
         args.natural,
         encoder=args.encoded,
-        labeller=next(iter(_loaded({"labeller": args.labeller}, args.device).values())),
+        labeller=next(iter(labeller.values())),
         labels=args.labels,
         out=args.out,
-        **chosen,
+        **_target(args),
+        guiding=args.guide,
         top=args.top,
         n_bootstrap=args.bootstraps,
         seed=args.seed,
