@@ -4,11 +4,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "Captioner": "captioner",
+    "ClipCap": "captioner",
     "DRAWS": "projection",
     "TEMPERATURE": "projection",
+    "VisionLanguageCaptioner": "captioner",
+    "beam_search": "captioner",
     "build_library": "projection",
     "draw_of": "projection",
     "embedding_weights": "projection",
+    "load_captioner": "captioner",
     "project": "projection",
 }
 
