@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -386,25 +387,21 @@ class VisionLanguageCaptioner:
         return said
 
 
-class _in_place_of:  # noqa: N801
+@contextlib.contextmanager
+def _in_place_of(tower: nn.Module, states: Tensor) -> Iterator[None]:
     """Let a vision tower return given states, whatever it is shown."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    def __init__(self, tower: nn.Module, states: Tensor) -> None:
-        self.tower, self.states = tower, states
+    def forward(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        # A beam search may repeat pictures; the states are repeated like them.
+        shown = states.repeat_interleave(len(pixel_values) // len(states), dim=0)
+        return BaseModelOutputWithPooling(last_hidden_state=shown, pooler_output=shown[:, 0])
 
-    def __enter__(self) -> None:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        def forward(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-            # A beam search repeats pictures, so the states are repeated like them.
-            times = len(pixel_values) // len(self.states)
-            states = self.states.repeat_interleave(times, dim=0)
-            return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
-
-        self.tower.forward = forward  # type: ignore[method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        del self.tower.forward
+    tower.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del tower.forward
 
 
 def _tower(model: Any) -> nn.Module:

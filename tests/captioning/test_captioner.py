@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
+import transformers
 
 from brainalign.captioning import ClipCap, VisionLanguageCaptioner, beam_search, load_captioner
 from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError
@@ -57,7 +56,7 @@ class Markov:
         else:
             self.known = [
                 (self.known[r][0], (*self.known[r][1], t))
-                for t, r in zip(tokens.tolist(), rows.tolist())
+                for t, r in zip(tokens.tolist(), rows.tolist(), strict=True)
             ]
         return torch.stack([self.logits(*k) for k in self.known])
 
@@ -132,7 +131,7 @@ def test_the_cache_changes_no_caption(tokenizer):
     tokens, lengths, _ = beam_search(whole, 3, beams=3, max_tokens=6, stop=model.ends)
     expected = [
         tokenizer.decode(t[:n], skip_special_tokens=True)
-        for t, n in zip(tokens[:, 0].tolist(), lengths[:, 0].tolist())
+        for t, n in zip(tokens[:, 0].tolist(), lengths[:, 0].tolist(), strict=True)
     ]
     assert model.caption(x, beams=3, max_tokens=6) == expected
     assert model.caption(x, beams=3, max_tokens=6, batch_size=2) == expected
