@@ -28,6 +28,8 @@ from brainalign.errors import (
 )
 
 __all__ = [
+    "BEAMS",
+    "MAX_TOKENS",
     "SMALL_CAPTIONER",
     "Captioner",
     "ClipCap",
@@ -184,16 +186,16 @@ class ClipCap(nn.Module):
         super().__init__()
         width = gpt.config.n_embd
         out = width * prefix_length
-        self.gpt = gpt
+        self.gpt, self._features = gpt, n_features
         self.clip_project = nn.Module()
         self.clip_project.model = nn.Sequential(
             nn.Linear(n_features, out // 2), nn.Tanh(), nn.Linear(out // 2, out)
         )
         self.tokenizer, self.prefix_length, self.stop = tokenizer, prefix_length, stop
-        ids = tokenizer.encode(stop, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ConfigError(f"The stop {stop!r} must be one token; the tokenizer makes {ids}.")
-        ends = {ids[0], tokenizer.eos_token_id}
+        end = _stop_token(tokenizer, stop)
+        if end is None:
+            raise ConfigError(f"The stop {stop!r} is not one token of the tokenizer.")
+        ends = {end, tokenizer.eos_token_id}
         self.ends = sorted(i for i in ends if i is not None)
         room = gpt.config.n_positions - prefix_length
         if room < 1:
@@ -206,11 +208,11 @@ class ClipCap(nn.Module):
     @property
     def n_features(self) -> int:
         """The number of features of an embedding."""
-        return int(self.clip_project.model[0].in_features)
+        return self._features
 
     def prefix(self, embeddings: Tensor) -> Tensor:
         """Return the prefix of embeddings, shape (n, prefix_length, width)."""
-        made = self.clip_project.model(embeddings)
+        made: Tensor = self.clip_project.get_submodule("model")(embeddings)
         return made.view(len(embeddings), self.prefix_length, -1)
 
     @torch.no_grad()
@@ -329,11 +331,11 @@ class VisionLanguageCaptioner:
     def __init__(self, model: Any, tokenizer: Any, *, stop: str = ".") -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.tower = _tower(model)
-        ids = tokenizer.encode(stop, add_special_tokens=False)
+        end = _stop_token(tokenizer, stop)
         text = getattr(model.config, "text_config", None) or model.config
         own = [model.generation_config.eos_token_id, text.eos_token_id, tokenizer.eos_token_id]
         ends = [e for o in own if o is not None for e in (o if isinstance(o, list) else [o])]
-        self.ends = sorted({*ends, *(ids if len(ids) == 1 else [])})
+        self.ends = sorted({*ends, *([] if end is None else [end])})
 
     @property
     def n_features(self) -> int:
@@ -397,11 +399,17 @@ def _in_place_of(tower: nn.Module, states: Tensor) -> Iterator[None]:
         shown = states.repeat_interleave(len(pixel_values) // len(states), dim=0)
         return BaseModelOutputWithPooling(last_hidden_state=shown, pooler_output=shown[:, 0])
 
-    tower.forward = forward  # type: ignore[method-assign]
+    tower.forward = forward
     try:
         yield
     finally:
         del tower.forward
+
+
+def _stop_token(tokenizer: Any, stop: str) -> int | None:
+    """Return the token of `stop` as it stands behind a word, or None where it is not one."""
+    ids = tokenizer.encode("a" + stop, add_special_tokens=False, padding=False)
+    return int(ids[-1]) if len(ids) and tokenizer.decode([ids[-1]]).strip() == stop else None
 
 
 def _tower(model: Any) -> nn.Module:

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainalign.captioning import ClipCap, load_captioner, project
+from brainalign.captioning import ClipCap, first_mentioned, load_captioner, project
 from brainalign.data.store import atomic_file, sha256_of
 from brainalign.errors import ConfigError
 
 from .clip import WEIGHTS as CLIP
-from .scenes import CATEGORIES, SUBCATEGORIES, _plural, captions, name_of, render_scenes
-from .things import FOOD, OBJECTS
+from .scenes import CATEGORIES, SUBCATEGORIES, captions, name_of, render_scenes
 from .training import (
     CAPTIONS,
     HELD_OUT_SEED,
@@ -46,18 +45,15 @@ _PREFIX, _WIDTH, _LAYERS, _HEADS, _POSITIONS = 10, 128, 3, 4, 80
 _MOST_MIXED = 32
 
 
-def _forms() -> dict[str, tuple[str, str | None]]:
-    """Return every way to name a category or sub-category, with what it names."""
-    forms: dict[str, tuple[str, str | None]] = {}
+def _names() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the words that name each category, and each sub-category as ``category/kind``."""
+    categories: dict[str, list[str]] = {}
     for category in CATEGORIES:
-        for variant in range(0, 40, 5):  # those without a beginning such as "a photo of"
-            words = name_of(category, variant=variant)
-            forms[words.removeprefix("an ").removeprefix("a ")] = (category, None)
-    for category, kind in KINDS:
-        thing = {**FOOD, **OBJECTS}.get(kind)
-        plural = (thing.plural if thing else None) or _plural(kind)
-        forms |= {kind: (category, kind), plural: (category, kind)}
-    return forms
+        # Those without a beginning such as "a photo of".
+        general = [name_of(category, variant=v) for v in range(0, 40, 5)]
+        bare = [g.removeprefix("an ").removeprefix("a ") for g in general]
+        categories[category] = [*bare, *SUBCATEGORIES[category]]
+    return categories, {f"{c}/{k}": [k] for c, k in KINDS}
 
 
 def named(text: str) -> tuple[str | None, str | None]:
@@ -73,24 +69,11 @@ def named(text: str) -> tuple[str | None, str | None]:
     category, subcategory : str or None
         None where nothing known is named, or the category only by a general word.
     """
-    words = text.lower().replace(".", " ").replace(",", " ").replace(":", " ").split()
-    padded = f" {' '.join(words)} "
-    found: tuple[str | None, str | None] = (None, None)
-    place = len(padded)
-    for form, what in sorted(_forms().items(), key=lambda item: -len(item[0])):
-        at = padded.find(f" {form} ")
-        if 0 <= at < place:
-            place, found = at, what
-    category, kind = found
-    if category is not None and kind is None:
-        # "food: two cakes" goes on with the sub-category; a word of another category is no name.
-        kinds = {f: k for f, (c, k) in _forms().items() if c == category and k is not None}
-        later = {
-            padded.find(f" {f} "): k for f, k in sorted(kinds.items(), key=lambda x: len(x[0]))
-        }
-        later.pop(-1, None)
-        kind = later[min(later)] if later else None
-    return category, kind
+    categories, kinds = _names()
+    category = first_mentioned(text, categories)
+    own = {k: v for k, v in kinds.items() if k.partition("/")[0] == category}
+    kind = first_mentioned(text, own)
+    return category, None if kind is None else kind.partition("/")[2]
 
 
 def _embed(images: Sequence[NDArray[np.uint8]], device: str) -> NDArray[np.float32]:

@@ -173,7 +173,10 @@ def test_the_published_shapes():
             eos_token_id = 50256
 
             def encode(self, text, **_):
-                return [13]
+                return [64, 13]
+
+            def decode(self, ids):
+                return "."
 
         model = ClipCap(gpt, Words(), 512)
     first, _, second = model.clip_project.model
@@ -242,7 +245,7 @@ def test_errors(tokenizer, tmp_path):
         model.caption(np.array([[1.0] * 6, [np.nan] * 6]))
     with pytest.raises(ConfigError, match="room for 93"):
         model.caption(np.ones((2, 6)), max_tokens=94)
-    with pytest.raises(ConfigError, match="must be one token"):
+    with pytest.raises(ConfigError, match="is not one token"):
         ClipCap(model.gpt, tokenizer, 6, stop="a red")
     with pytest.raises(UnknownNameError, match="Did you mean 'small-captioner'"):
         load_captioner("small-captoiner")
