@@ -10,7 +10,7 @@ from brainalign.encoding.compare import (
 )
 from brainalign.encoding.encode import encode
 from brainalign.encoding.gather import gather, gather_folders
-from brainalign.encoding.model import fit_encoder, predict
+from brainalign.encoding.model import fit_encoder, predict, sources_of
 from brainalign.encoding.partition import partition_variance
 from brainalign.encoding.result import EncodingResult, deviations, read_result, write_result
 from brainalign.encoding.rois import roi_members
@@ -45,6 +45,7 @@ __all__ = [
     "roi_members",
     "select",
     "selections",
+    "sources_of",
     "spherical_kmeans",
     "write_result",
 ]

@@ -20,7 +20,7 @@ from brainalign.errors import ConfigError, SchemaError
 from brainalign.linear.lagged import lagged_predict
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
 
-__all__ = ["fit_encoder", "predict"]
+__all__ = ["fit_encoder", "predict", "sources_of"]
 
 #: What features must share with those that an encoder was fitted to.
 _PREPROCESSING = ("pooling", "preprocessing", "weights_sha256")
@@ -113,7 +113,7 @@ def predict(
         return xr.concat(parts, dim="neuroid", coords="minimal", compat="override", join="exact")
     validate(encoder, "encoder")
     given = [features] if isinstance(features, xr.Dataset) else list(features.values())
-    sources = _sources(encoder)
+    sources = sources_of(encoder)
     layers = [_matching(source, given) for source in sources]
     expected = [int(s["n_features"]) for s in sources]
     for n, ds in zip(expected, layers, strict=True):
@@ -163,7 +163,7 @@ def predict(
     return out.assign_coords({n: c for n, c in own.items() if c.dims == ("neuroid",)})
 
 
-def _sources(encoder: xr.Dataset) -> list[dict[str, Any]]:
+def sources_of(encoder: xr.Dataset) -> list[dict[str, Any]]:
     """Return what the columns of an encoder are features of, in order."""
     if "sources" in encoder.attrs:
         sources: list[dict[str, Any]] = json.loads(encoder.attrs["sources"])

@@ -88,11 +88,12 @@ def extract(
     layers : str or sequence of str, optional
         Names, globs (``blocks.*``) or regular expressions (``re:blocks\.\d+``); by default the
         model's blocks and its output.
-    pooling : {"mean", "class", "none", "flatten"}
+    pooling : {"mean", "class", "none", "flatten", "unit"}
         ``mean`` averages over patch tokens or over the positions of a map; ``class`` takes the
         class token; ``none`` keeps all tokens (positions of a map are its tokens): the
-        ``token_features`` schema; ``flatten`` makes one vector of everything. A layer whose output
-        is a vector stays as it is.
+        ``token_features`` schema; ``flatten`` makes one vector of everything;
+        ``unit`` divides a layer's vector by its Euclidean norm (the normalised embedding of CLIP).
+        A layer whose output is a vector stays as it is otherwise.
     store : path, optional
         The folder of the store; without it the features are held in memory.
     batch_size : int

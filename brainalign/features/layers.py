@@ -9,13 +9,24 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from brainalign.errors import ConfigError, UnknownNameError, near
 
-__all__ = ["OUTPUT", "POOLINGS", "Layer", "Pooling", "match", "pool", "pooled_shape", "trace"]
+__all__ = [
+    "OUTPUT",
+    "POOLINGS",
+    "Layer",
+    "Pooling",
+    "match",
+    "pool",
+    "pooled",
+    "pooled_shape",
+    "trace",
+]
 
-Pooling = Literal["mean", "class", "none", "flatten"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "class", "none", "flatten")
+Pooling = Literal["mean", "class", "none", "flatten", "unit"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "class", "none", "flatten", "unit")
 OUTPUT = "output"
 
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token")
@@ -222,6 +233,12 @@ def pooled_shape(layer: Layer, pooling: Pooling) -> tuple[int, ...]:
     size = 1
     for n in layer.shape:
         size *= n
+    if pooling == "unit" and layer.kind != "vector":
+        raise ConfigError(
+            f"Layer {layer.name!r} is {layer.kind} of shape {layer.shape}; pooling='unit' gives "
+            "vectors unit length.",
+            "Use it with a layer whose output is a vector, such as 'output'.",
+        )
     if pooling == "flatten" or layer.kind == "vector":
         return (size,)
     if layer.kind == "other":
@@ -240,22 +257,30 @@ def pooled_shape(layer: Layer, pooling: Pooling) -> tuple[int, ...]:
     return (size // channels, channels) if pooling == "none" else (channels,)
 
 
-def pool(output: Tensor, layer: Layer, pooling: Pooling) -> Tensor:
-    """Return a batch's features as float32 in memory of their own, ``(image, *pooled_shape)``.
+def pooled(output: Tensor, layer: Layer, pooling: Pooling) -> Tensor:
+    """Return a batch's features, ``(image, *pooled_shape)``, with gradients and of the same dtype.
 
     ``mean`` averages over the positions of a map, or over patch tokens (class, distillation and
     register tokens left out); ``class`` takes the class token; ``none`` keeps every token, the
-    positions of a map being its tokens in row-major order; ``flatten`` makes one vector of all.
-    Vectors stay as they are.
+    positions of a map being its tokens in row-major order; ``flatten`` makes one vector of all;
+    ``unit`` divides a vector by its Euclidean norm. Vectors stay as they are otherwise.
     """
-    x = output.detach().movedim(layer.batch_axis, 0).float()
+    x = output.movedim(layer.batch_axis, 0)
+    if pooling == "unit":
+        return functional.normalize(x, dim=-1)
     if pooling == "flatten" or layer.kind == "vector":
-        return x.flatten(1).clone()
+        return x.flatten(1)
     if layer.kind == "maps":
         x = x.flatten(2).mT
     elif layer.kind == "maps_last":
         x = x.flatten(1, 2)
     if pooling == "class":
-        return x[:, 0].clone()
-    # A copy in both cases: a later layer may work in place on the very memory hooked here.
-    return x[:, layer.prefix :].mean(1) if pooling == "mean" else x.contiguous().clone()
+        return x[:, 0]
+    return x[:, layer.prefix :].mean(1) if pooling == "mean" else x
+
+
+def pool(output: Tensor, layer: Layer, pooling: Pooling) -> Tensor:
+    """Return what `pooled` does, without gradients, as float32 in memory of its own."""
+    # A copy: a later layer may work in place on the very memory hooked here.
+    x = pooled(output.detach().float(), layer, pooling)
+    return x.clone(memory_format=torch.contiguous_format)

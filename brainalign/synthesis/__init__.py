@@ -1,0 +1,27 @@
+"""What a piece of cortex stands for, in pictures: images that an encoder predicts it prefers."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Guidance": "guidance",
+    "ImageEncoder": "objective",
+    "Target": "objective",
+    "alphabar": "guidance",
+    "check_pipeline": "guidance",
+    "guided": "guidance",
+    "load_source": "objective",
+    "same_neuroids": "objective",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
