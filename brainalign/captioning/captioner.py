@@ -288,6 +288,7 @@ class ClipCap(nn.Module):
         with atomic_dir(folder, overwrite=overwrite) as made:
             (made / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             save_file(half, made / _WEIGHTS, metadata={"format": "pt"})
+            (made / _WEIGHTS).chmod(0o644)  # safetensors lets only the owner read
             self.tokenizer.save_pretrained(made)
         return folder
 

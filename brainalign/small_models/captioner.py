@@ -72,7 +72,8 @@ def named(text: str) -> tuple[str | None, str | None]:
     categories, kinds = _names()
     category = first_mentioned(text, categories)
     own = {k: v for k, v in kinds.items() if k.partition("/")[0] == category}
-    kind = first_mentioned(text, own)
+    # "food: two cakes" says the category first.
+    kind = first_mentioned(text.partition(": ")[2] or text, own)
     return category, None if kind is None else kind.partition("/")[2]
 
 
