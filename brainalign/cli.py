@@ -382,7 +382,7 @@ def _judge(args: argparse.Namespace) -> int:
 def _dive_section(args: argparse.Namespace) -> int:
     from brainalign.data.section import write_section
     from brainalign.data.store import provenance
-    from brainalign.synthesis import section_from_folders
+    from brainalign.synthesis.sections import section_from_folders
 
     section = section_from_folders(
         {name: panel["judged"] for name, panel in args.panels.items()},
