@@ -28,6 +28,8 @@ include: "workflows/features.smk"
 include: "workflows/encoding.smk"
 include: "workflows/evaluation.smk"
 include: "workflows/attention.smk"
+include: "workflows/synthesis.smk"
+include: "workflows/captioning.smk"
 include: "workflows/report.smk"
 include: "workflows/small_models.smk"
 

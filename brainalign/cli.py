@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -92,8 +93,10 @@ def _responses(args: argparse.Namespace) -> int:
         subjects = None
     else:
         module = studies.get(args.study)
-        _check_parameters(module.load, args.parameters)
-        study = module.load(**args.parameters)
+        takes = inspect.signature(module.load).parameters
+        _check_parameters(module.load, args.parameters, {"subjects"} & set(takes))
+        given = {"subjects": subjects} if "subjects" in takes else {}
+        study = module.load(**given, **args.parameters)
     settings = {"study": args.study, "parameters": args.parameters}
     write_bundle(study, args.out, subjects=subjects, provenance=provenance(config=settings))
     return 0
@@ -103,8 +106,6 @@ def _check_parameters(
     load: Callable[..., Any], given: Mapping[str, Any], ours: Set[str] = frozenset()
 ) -> None:
     """Refuse parameters that the loader of a study does not take, and name those it lacks."""
-    import inspect
-
     known = {n: p for n, p in inspect.signature(load).parameters.items() if n not in ours}
     wrong = [n for n in given if n not in known]
     if wrong:
@@ -231,9 +232,11 @@ def _attention_sweep(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> int:
+    from brainalign.data.splits import by_flag, halves
     from brainalign.data.stimuli import read_stimuli
     from brainalign.data.store import provenance, read
     from brainalign.encoding import encode, joint_features, write_result
+    from brainalign.encoding.align import content_keys
     from brainalign.encoding.timeseries import backward
     from brainalign.features import read_manifest
 
@@ -250,6 +253,24 @@ def _encode(args: argparse.Namespace) -> int:
     if args.direction == "backward":
         features, responses = backward(features, responses)
     stimuli = None if args.stimuli is None else read_stimuli(args.stimuli)
+    sha256 = None if stimuli is None else dict(zip(stimuli.ids, stimuli.sha256, strict=True))
+    if args.delays is not None and (args.half, args.test) != (None, None):
+        raise ConfigError("--half and --test divide images; time series are split by runs.")
+    if args.half is not None:
+        if sha256 is None:
+            raise ConfigError("Halves are of images by their content.", "Give --stimuli.")
+        keys = content_keys(responses["stimulus_id"].values.astype(str), sha256)
+        responses = responses.isel(presentation=halves(keys, args.seed) == args.half)
+    splits: Any = args.folds
+    if args.test is not None:
+        if stimuli is None or args.test not in stimuli.index:
+            raise ConfigError(
+                f"The index of stimuli has no column {args.test!r}."
+                + near(args.test, [] if stimuli is None else map(str, stimuli.index)),
+                "Give --stimuli with such a column, or use --folds.",
+            )
+        flags = dict(zip(stimuli.ids, stimuli.index[args.test].values.tolist(), strict=True))
+        splits = by_flag(responses["stimulus_id"].values, flags, name=args.test)
     embedding = None
     if args.embedding is not None:
         manifest, layer = args.embedding
@@ -260,7 +281,8 @@ def _encode(args: argparse.Namespace) -> int:
     result = encode(
         features,
         responses,
-        splits=args.folds,
+        splits=splits,
+        stimuli="seen",
         clusters=args.clusters,
         embedding=embedding,
         regression=args.regression,
@@ -273,9 +295,7 @@ def _encode(args: argparse.Namespace) -> int:
         inner_cv=args.inner,
         choose=args.choose,
         bad_neuroids=args.invalid,
-        stimulus_sha256=None
-        if stimuli is None
-        else dict(zip(stimuli.ids, stimuli.sha256, strict=True)),
+        stimulus_sha256=sha256,
         ceiling_threshold=args.minimum_ceiling,
         permutation="auto" if args.permutations else "none",
         n_permutations=args.permutations,
@@ -297,7 +317,7 @@ def _encode(args: argparse.Namespace) -> int:
 
 _ENCODE_SETTINGS = (
     "alphas", "folds", "inner", "choose", "invalid", "permutations", "bootstraps", "regression",
-    "spaces", "partition", "candidates", "delays", "direction", "clusters",
+    "spaces", "partition", "candidates", "delays", "direction", "clusters", "test", "half",
 )  # fmt: skip
 
 
@@ -506,7 +526,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_arguments(p)
     p.add_argument("--stimuli", type=Path, required=True, help="a folder of images")
     p.add_argument("--layers", nargs="+", help="names or patterns; default: all")
-    p.add_argument("--pooling", choices=("mean", "class", "none", "flatten"), default="mean")
+    p.add_argument(
+        "--pooling", choices=("mean", "class", "none", "flatten", "unit"), default="mean"
+    )
     p.add_argument("--store", type=Path, required=True, help="folder of the feature store")
     p.add_argument("--out", type=Path, required=True, help="list of the stores, as JSON")
     p.add_argument("--batch-size", type=int, default=64)
@@ -527,6 +549,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--clusters", type=int, help="make the folds of whole clusters of images")
     p.add_argument(
         "--embedding", nargs=2, metavar=("FEATURES", "LAYER"), help="in which images are clustered"
+    )
+    p.add_argument("--test", metavar="COLUMN", help="test the images that this column flags")
+    p.add_argument(
+        "--half", type=int, choices=(1, 2), help="only images of this half, by their content"
     )
     p.add_argument("--inner", type=_inner, default="loo", help="loo, gcv or a number of folds")
     p.add_argument("--choose", choices=("neuroid", "roi", "all"), default="neuroid")

@@ -10,7 +10,14 @@ from typing import Any
 
 from brainalign.errors import ConfigError, near
 
-__all__ = ["joint_models", "read_config", "sweep_models", "validate_config", "workflow_root"]
+__all__ = [
+    "joint_models",
+    "read_config",
+    "sweep_models",
+    "synthesis_targets",
+    "validate_config",
+    "workflow_root",
+]
 
 
 def workflow_root() -> Path:
@@ -138,14 +145,128 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"encoding.clusters.n is {clusters['n']}, fewer than the "
             f"{completed['encoding']['folds']} folds that are made of them."
         )
+    if clusters is not None and "test" in completed["encoding"]:
+        raise ConfigError(
+            "encoding.test and encoding.clusters both say which images are tested.", "Keep one."
+        )
     for name, study in completed["studies"].items():
         if "direction" in study and "delays" not in study:
             raise ConfigError(f"The study {name!r} has a direction, but no delays.")
+        if "delays" in study and "test" in completed["encoding"]:
+            raise ConfigError(
+                f"encoding.test names tested images, but the study {name!r} is a time series."
+            )
         if "delays" in study and not study["delays"][0] <= study["delays"][1]:
             raise ConfigError(f"The delays of {name!r} must be first and last, in seconds.")
     if "attention_sweep" in completed:
         _check_sweep(completed)
+    for method in ("synthesis", "captioning"):
+        if method in completed:
+            _check_encoded(completed, method)
+    if "synthesis" in completed:
+        _check_synthesis(completed)
+    if "captioning" in completed:
+        _check_captioning(completed)
     return completed
+
+
+def _known(name: str | None, known: Mapping[str, Any], where: str, group: str) -> None:
+    if name is not None and name not in known:
+        raise ConfigError(f"{where} is {name!r}, which is not under {group}.{near(name, known)}")
+
+
+def _check_encoded(config: dict[str, Any], method: str) -> None:
+    """Refuse a method on encoders that the configuration does not make; fill in its subjects."""
+    block, studies = config[method], config["studies"]
+    _known(block["study"], studies, f"{method}.study", "studies")
+    study = studies[block["study"]]
+    if "encoding" not in study["analyses"] or "delays" in study:
+        raise ConfigError(
+            f"{method}.study is {block['study']!r}, which has no encoding models of images.",
+            "Name a study with the analysis encoding and without delays.",
+        )
+    if study["optional"]:
+        raise ConfigError(
+            f"{method}.study is {block['study']!r}, which is optional.", "Remove optional: true."
+        )
+    for role in ("model", "judge"):
+        name = block.get(role)
+        _known(name, config["models"], f"{method}.{role}", "models")
+        if name is not None and name not in study["models"]:
+            raise ConfigError(
+                f"{method}.{role} is {name!r}, which is not among the models of the study "
+                f"{block['study']!r}.{near(name, study['models'])}"
+            )
+    if "subjects" not in study:
+        raise ConfigError(f"{method} needs the subjects of the study {block['study']!r} by name.")
+    block.setdefault("subjects", list(study["subjects"]))
+    for subject in block["subjects"]:
+        _known(subject, dict.fromkeys(study["subjects"]), f"A subject of {method}",
+               f"studies.{block['study']}.subjects")  # fmt: skip
+
+
+def _check_synthesis(config: dict[str, Any]) -> None:
+    block = config["synthesis"]
+    block.setdefault("judge", block["model"])
+    _known(block.get("classifier"), config["models"], "synthesis.classifier", "models")
+    if block.get("classifier") == block["model"]:
+        raise ConfigError(
+            f"synthesis.classifier is {block['model']!r}, which guides: images that fool it fool "
+            "their judge.",
+            "Name a model of another architecture.",
+        )
+    for name, target in block["targets"].items():
+        where = f"synthesis.targets.{name}"
+        if ("roi" in target) == ("neuroids" in target):
+            raise ConfigError(f"{where} needs roi or neuroids, one of the two.")
+        if "roi" not in target and {"against", "clusters"} & set(target):
+            raise ConfigError(f"{where} has a contrast or clusters, which are of a roi.")
+        if {"against", "clusters"} <= set(target):
+            raise ConfigError(f"{where} has both against and clusters.", "Make two targets.")
+        if "prefers" in target:
+            _known(target["prefers"], block["labels"], f"{where}.prefers", "synthesis.labels")
+    expected = sum(t.get("clusters", 1) for t in block["targets"].values())
+    if len(synthesis_targets(config)) != expected:
+        raise ConfigError("Two targets of synthesis.targets have one name: a cluster is NAME_1.")
+
+
+def _check_captioning(config: dict[str, Any]) -> None:
+    block = config["captioning"]
+    _known(block["library"].get("study"), config["studies"], "captioning.library.study", "studies")
+    layers = config["models"][block["model"]]["layers"]
+    if layers != ["output"]:
+        raise ConfigError(
+            f"captioning.model is {block['model']!r}, whose layers are {layers}: weights are "
+            "projected in the space of the model's output.",
+            "Add a model with layers: [output].",
+        )
+
+
+def synthesis_targets(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what images are made for, by name, with each cluster of a region as a target.
+
+    Parameters
+    ----------
+    config : mapping
+        Of `validate_config`.
+
+    Returns
+    -------
+    dict of str to dict
+        ``roi``, ``against``, ``neuroids``, ``prefers``, and for a cluster ``n_clusters`` and
+        ``cluster`` (from 0; its name ends in _1 ...), as far as they are given. Empty without
+        synthesis.
+    """
+    targets: dict[str, dict[str, Any]] = {}
+    for name, given in config.get("synthesis", {}).get("targets", {}).items():
+        target = {k: v for k, v in given.items() if k != "clusters"}
+        n = given.get("clusters")
+        if n is None:
+            targets[name] = target
+            continue
+        for k in range(n):
+            targets[f"{name}_{k + 1}"] = {**target, "cluster": k, "n_clusters": n}
+    return targets
 
 
 def _check_sweep(config: dict[str, Any]) -> None:

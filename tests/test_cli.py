@@ -184,3 +184,52 @@ def test_time_series_from_simulation_to_section(images, tmp_path):
     assert main([*encode, "--features", manifests[1], "--out", str(out / "x"), *clusters]) == 2
     # Several models without a joint regression are refused.
     assert main([*encode, "--features", *manifests, "--out", str(out / "x")]) == 2
+
+
+def test_encode_tests_flagged_images_and_keeps_to_a_half(tmp_path, capsys):
+    import xarray as xr
+
+    from brainalign.data.splits import halves
+    from brainalign.data.stimuli import write_stimuli
+    from brainalign.data.store import read, write
+
+    rng = np.random.default_rng(0)
+    ids = np.array([f"im{i:03d}" for i in range(80)])
+    shared = np.arange(80) % 4 == 0
+    pictures = list(rng.integers(0, 255, (80, 8, 8, 3), dtype=np.uint8))
+    stimuli = write_stimuli(tmp_path / "stimuli", pictures, ids, extra={"shared": shared})
+    common = ["--stimuli", str(tmp_path / "stimuli")]
+    words = ["features", "pixels", *common, "--store", str(tmp_path / "store")]
+    assert main([*words, "--layers", "luminance", "--out", str(tmp_path / "pixels.json")]) == 0
+    # This subject saw the first 70, twice.
+    seen = np.tile(np.arange(70), 2)
+    whole = np.zeros(140, dtype=int)
+    responses = xr.Dataset(
+        {"responses": (("presentation", "neuroid"), rng.normal(size=(140, 3)))},
+        coords={
+            "stimulus_id": ("presentation", ids[seen]), "subject": "s",
+            **{c: ("presentation", whole) for c in ("repetition", "session", "run")},
+            "neuroid_id": ("neuroid", ["a", "b", "c"]), "roi": ("neuroid", ["V1"] * 3),
+            "hemisphere": ("neuroid", ["L"] * 3),
+        },
+    )  # fmt: skip
+    write(responses, tmp_path / "s.zarr", "responses")
+    encode = ["encode", *common, "--features", str(tmp_path / "pixels.json"), "--responses",
+              str(tmp_path / "s.zarr"), "--permutations", "0", "--bootstraps", "0", "--inner",
+              "gcv"]  # fmt: skip
+    half = halves(np.array(stimuli.sha256))[:70]
+    for which, kept in ((None, half > 0), ("1", half == 1), ("2", half == 2)):
+        out = tmp_path / f"half{which}"
+        words = [] if which is None else ["--half", which]
+        assert main([*encode, "--out", str(out), "--test", "shared", *words]) == 0
+        attrs = read(out / "best.zarr").attrs
+        assert json.loads(attrs["stimuli"]) == ids[:70][kept].tolist()
+        tested = read(out / "bootstrap.nc")["stimulus_id"].values
+        assert sorted(tested.tolist()) == ids[:70][kept & shared[:70]].tolist()
+    assert main([*encode, "--out", str(tmp_path / "x"), "--test", "share"]) == 2
+    assert "no column 'share'. Did you mean 'shared'" in capsys.readouterr().err
+    # What was presented must have features.
+    write(responses.assign_coords(stimulus_id=("presentation", np.repeat("new", 140))),
+          tmp_path / "s.zarr", "responses", overwrite=True)  # fmt: skip
+    assert main([*encode, "--out", str(tmp_path / "x")]) == 2
+    assert "have no features" in capsys.readouterr().err

@@ -7,7 +7,12 @@ import copy
 import pytest
 import yaml
 
-from brainalign.config import read_config, validate_config, workflow_root
+from brainalign.config import (
+    read_config,
+    synthesis_targets,
+    validate_config,
+    workflow_root,
+)
 from brainalign.errors import ConfigError
 
 CONFIG = {
@@ -73,6 +78,102 @@ def test_attention_of_a_model_has_no_default():
     assert "attention" not in validate_config(CONFIG)["models"]["v1"]
     config = validate_config(changed(("models", "v1", "attention"), "neighborhood:k=7,d=2"))
     assert config["models"]["v1"]["attention"] == "neighborhood:k=7,d=2"
+
+
+ENCODED = {
+    **CONFIG,
+    "studies": {
+        "nsd": {"loader": "allen2022", "analyses": ["encoding"], "subjects": ["subj01", "subj02"],
+                "models": ["clip", "other"]},
+        "rsa": {"loader": "kriegeskorte2008", "analyses": ["rsa"]},
+    },
+    "models": {
+        "clip": {"name": "open_clip:ViT-B-16/x", "layers": ["output"], "pooling": "unit"},
+        "other": {"name": "open_clip:ViT-B-32/x", "layers": ["output", "visual"]},
+        "labels": {"name": "open_clip:convnext/x", "layers": ["output"]},
+    },
+    "synthesis": {
+        "study": "nsd", "model": "clip", "judge": "other", "classifier": "labels",
+        "generator": {"name": "models/sd"},
+        "targets": {"FFA": {"roi": "FFA", "prefers": "face"}, "OPA": {"roi": "OPA", "clusters": 2},
+                    "faces": {"roi": "OFA", "against": "FFA"}, "mine": {"neuroids": "ids.txt"}},
+    },
+    "captioning": {
+        "study": "nsd", "model": "clip", "library": {"folder": "images"},
+        "captioner": {"name": "models/clipcap"}, "subjects": ["subj02"],
+    },
+}  # fmt: skip
+
+
+def test_methods_on_encoders_have_subjects_judges_and_targets():
+    config = validate_config(ENCODED)
+    assert config["synthesis"]["subjects"] == ["subj01", "subj02"]
+    assert config["captioning"]["subjects"] == ["subj02"]
+    assert config["captioning"]["temperature"] == pytest.approx(1 / 150)
+    assert config["synthesis"]["generator"]["scheduler"] == "dpm"
+    assert set(config["synthesis"]["labels"]) == {"face", "place", "body", "word", "food"}
+    assert synthesis_targets(config) == {
+        "FFA": {"roi": "FFA", "prefers": "face"},
+        "OPA_1": {"roi": "OPA", "cluster": 0, "n_clusters": 2},
+        "OPA_2": {"roi": "OPA", "cluster": 1, "n_clusters": 2},
+        "faces": {"roi": "OFA", "against": "FFA"},
+        "mine": {"neuroids": "ids.txt"},
+    }
+    assert validate_config(config) == config
+    assert synthesis_targets(validate_config(CONFIG)) == {}
+    alone = copy.deepcopy(ENCODED)
+    del alone["synthesis"]["judge"]
+    assert validate_config(alone)["synthesis"]["judge"] == "clip"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("synthesis", "study"), "nds", "synthesis.study is 'nds', which is not under studies."),
+        (("synthesis", "study"), "rsa", "has no encoding models of images"),
+        (("synthesis", "model"), "clp", "Did you mean 'clip'"),
+        (("synthesis", "judge"), "labels", "not among the models of the study 'nsd'"),
+        (("synthesis", "classifier"), "clip", "which guides"),
+        (("synthesis", "classifier"), "label", "Did you mean 'labels'"),
+        (("synthesis", "subjects"), ["subj03"], "A subject of synthesis is 'subj03'"),
+        (("synthesis", "targets", "FFA"), {}, "needs roi or neuroids"),
+        (("synthesis", "targets", "FFA"), {"roi": "A", "neuroids": "f"}, "one of the two"),
+        (("synthesis", "targets", "FFA"), {"neuroids": "f", "clusters": 2}, "which are of a roi"),
+        (("synthesis", "targets", "FFA"), {"roi": "A", "against": "B", "clusters": 2}, "has both"),
+        (("synthesis", "targets", "FFA"), {"roi": "A", "prefers": "fac"}, "Did you mean 'face'"),
+        (("synthesis", "targets", "OPA_1"), {"roi": "A"}, "have one name"),
+        (("synthesis", "targets", "a b"), {"roi": "A"}, "a b"),
+        (("synthesis", "generator", "scheduler"), "euler", "is not one of dpm, ddim, pndm, unipc"),
+        (("synthesis", "batch_size"), 0, "at synthesis.batch_size"),
+        (("synthesis", "scales"), 1, "Did you mean 'scale'"),
+        (("captioning", "model"), "other", "whose layers are ['output', 'visual']"),
+        (("captioning", "library"), {}, "at captioning.library"),
+        (("captioning", "library"), {"study": "nds"}, "Did you mean 'nsd'"),
+        (("captioning", "library"), {"study": "nsd", "folder": "x"}, "at captioning.library"),
+        (("encoding", "clusters"), {"n": 9, "model": "clip", "layer": "output"}, "both say which"),
+    ],
+)
+def test_faults_of_methods_on_encoders_are_named(path, value, message):
+    config = copy.deepcopy(ENCODED)
+    config["encoding"] = {"test": "seen_by_all"}
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ConfigError) as caught:
+        validate_config(config)
+    assert message in str(caught.value)
+
+
+def test_methods_on_encoders_need_subjects_by_name():
+    config = copy.deepcopy(ENCODED)
+    del config["studies"]["nsd"]["subjects"]
+    with pytest.raises(ConfigError, match="needs the subjects of the study 'nsd' by name"):
+        validate_config(config)
+    config = copy.deepcopy(ENCODED)
+    config["studies"]["nsd"]["optional"] = True
+    with pytest.raises(ConfigError, match="which is optional"):
+        validate_config(config)
 
 
 def test_a_missing_key_is_named():

@@ -83,6 +83,30 @@ def test_shared_set():
         splits.by_shared(ids, [])
 
 
+def test_a_flag_makes_one_split_of_what_was_presented():
+    flags = {"a": True, "b": False, "c": False, "never shown": True}
+    assert splits.by_flag(["c", "a", "b", "a"], flags) == [(["c", "b"], ["a"])]
+    with pytest.raises(UnknownNameError, match="1 of 2 presented stimuli are not in the index"):
+        splits.by_flag(["a", "x"], flags)
+    with pytest.raises(ConfigError, match="shared is true for 0 of 2 presented stimuli: no test"):
+        splits.by_flag(["b", "c"], flags, name="shared")
+    with pytest.raises(ConfigError, match="true for 1 of 1 presented stimuli: no training"):
+        splits.by_flag(["a"], flags)
+
+
+def test_halves_follow_the_content_alone():
+    keys = np.array([f"{i:064x}" for i in range(4000)])
+    half = splits.halves(keys)
+    assert set(half.tolist()) == {1, 2}
+    # 3 standard deviations of a fair coin.
+    assert abs((half == 1).sum() - 2000) < 3 * np.sqrt(1000)
+    order = np.random.default_rng(0).permutation(len(keys))[:99]
+    np.testing.assert_array_equal(splits.halves(keys[order]), half[order])
+    np.testing.assert_array_equal(splits.halves(np.repeat(keys, 2)), np.repeat(half, 2))
+    other = splits.halves(keys, seed=1)
+    assert abs((half == other).mean() - 0.5) < 0.05
+
+
 def test_clusters_do_not_cross_folds():
     rng = np.random.default_rng(0)
     centre = rng.normal(size=(8, 5)) * 20

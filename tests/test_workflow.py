@@ -257,3 +257,56 @@ def test_delays_and_joint_models_reach_the_command(tmp_path):
     assert len(calls) >= 2 and all("--delays -0.5 12 --direction forward" in c for c in calls)
     # Leave-one-out leaves out single samples: time series are validated in folds.
     assert all("--inner 5" in c or "--inner 2" in c for c in calls)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> str:
+    """The plan of the Natural Scenes Dataset, on a machine that has none of it."""
+    environment = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"}
+    root = workflow_root()
+    finished = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
+         "--configfile", str(root / "configs" / "nsd.yaml")],
+        cwd=tmp_path_factory.mktemp("nsd"), env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    text = finished.stdout + finished.stderr
+    assert finished.returncode == 0, text[-6000:]
+    return text
+
+
+def test_the_real_study_is_planned_whole(planned):
+    counts = jobs(planned)
+    # Eight subjects; twelve targets, of which two are clusters of one region.
+    assert counts["dive"] == counts["judge"] == 8 * 12
+    # Two models, of which one guides by one half and the other judges by the other half.
+    assert counts["encode"] == counts["encode_half"] == 8 * 2
+    assert counts["caption"] == 8
+    assert counts["synthesis_section"] == counts["captioning_section"] == counts["report"] == 1
+
+
+def test_every_job_of_the_real_study_states_what_it_needs(planned):
+    rule, stated = "", {}
+    for line in planned.splitlines():
+        if line.startswith(("rule ", "checkpoint ", "localrule ")):
+            rule = line.split()[1].rstrip(":")
+        elif line.strip().startswith("resources:"):
+            stated[rule] = dict(x.strip().split("=") for x in line.split(":", 1)[1].split(","))
+    del stated["all"]
+    assert len(stated) == len(jobs(planned)) - 2  # all, total
+    for rule, resources in stated.items():
+        for name in ("mem_mb", "runtime", "disk_mb"):
+            assert int(resources[name]) > 0, f"{rule}: {name}"
+        wants_gpu = rule in ("features", "dive", "judge", "library", "caption")
+        assert int(resources["gpu"]) == wants_gpu, rule
+
+
+def test_what_guides_and_what_judges_is_fitted_to_different_halves(planned):
+    folder = "results/nsd/encoding-halves/nsd/subj03"
+    guide, judge = f"{folder}/clip_b16/1", f"{folder}/clip_b32/2"
+    commands = [line for line in planned.splitlines() if line.startswith("Shell command: ")]
+    [dive] = [c for c in commands if "dive" in c and "images/subj03/FFA " in c]
+    assert f"--encoded {guide} " in dive and judge not in dive
+    [judged] = [c for c in commands if "brainalign judge" in c and "judged/subj03/FFA " in c]
+    assert f"--guide {guide} " in judged and f"--judge {judge} " in judged
+    [half] = [c for c in commands if f"--out {judge} " in c]
+    assert "--half 2" in half and "--test seen_by_all" in half

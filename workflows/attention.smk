@@ -26,8 +26,7 @@ rule attention_scenes:
     params:
         scenes=SWEEP_CONFIG.get("scenes"),
     resources:
-        mem_mb=resource("attention_train", "mem_mb"),
-        runtime=resource("attention_train", "runtime"),
+        **needs("attention_train"),
     shell:
         "python -m brainalign.small_models.clip --render-only --scenes-folder {output.scenes}"
         " --scenes {params.scenes} --seed {wildcards.seed} 2> {log}"
@@ -59,9 +58,7 @@ rule attention_train:
         device="cpu" if config["features"]["device"] == "auto" else config["features"]["device"],
     threads: resource("attention_train", "threads")
     resources:
-        mem_mb=resource("attention_train", "mem_mb"),
-        runtime=resource("attention_train", "runtime"),
-        gpu=resource("attention_train", "gpu"),
+        **needs("attention_train"),
     shell:
         "python -m brainalign.small_models.clip --tower vit --seed {wildcards.seed}"
         " --scenes-folder {input.scenes} --checkpoint {params.checkpoint} --out {output.model}"
@@ -86,8 +83,7 @@ rule attention_profile:
     # One thread measures times: give it all cores of the machine (`resources`) where they matter.
     threads: resource("attention_profile", "threads")
     resources:
-        mem_mb=resource("attention_profile", "mem_mb"),
-        runtime=resource("attention_profile", "runtime"),
+        **needs("attention_profile"),
     shell:
         "brainalign profile {params.models} --stimuli {params.folder} --out {output} 2> {log}"
 
@@ -140,8 +136,7 @@ rule attention_section:
         ),
     threads: resource("evaluate", "threads")
     resources:
-        mem_mb=resource("evaluate", "mem_mb"),
-        runtime=resource("evaluate", "runtime"),
+        **needs("evaluate"),
     shell:
         "brainalign attention-sweep --profiles {input.profiles} --out {output.section}"
         " {params.data} {params.options} 2> {log}"

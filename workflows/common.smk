@@ -4,29 +4,37 @@ import json
 import os
 import shlex
 
-from brainalign.config import sweep_models
+from brainalign.config import sweep_models, synthesis_targets
 
 STUDIES = config["studies"]
 SWEEP = sweep_models(config)
 MODELS = {**config["models"], **SWEEP}
 JOINT = config["encoding"]["joint"]
 CLUSTERS = config["encoding"].get("clusters")
+SYNTHESIS = config.get("synthesis", {})
+TARGETS = synthesis_targets(config)
+CAPTIONING = config.get("captioning", {})
 
-# mem_mb and runtime (minutes) are sized for one NSD subject; `resources` of the configuration overrides them by rule.
+# mem_mb, runtime (minutes) and disk_mb (what a job leaves) are sized for one NSD subject, and for all images where a rule has
+# those; docs/nsd.md derives them. `resources` of the configuration overrides them by rule.
 DEFAULT_RESOURCES = {
-    "fetch": {"mem_mb": 1000, "runtime": 720, "threads": 1},
-    "model": {"mem_mb": 4000, "runtime": 60, "threads": 1},
-    "scenes": {"mem_mb": 1000, "runtime": 30, "threads": 1},
-    "responses": {"mem_mb": 16000, "runtime": 120, "threads": 1},
-    "simulate": {"mem_mb": 8000, "runtime": 60, "threads": 1},
-    "features": {"mem_mb": 16000, "runtime": 480, "threads": 4},
-    "encode": {"mem_mb": 32000, "runtime": 480, "threads": 4},
-    "gather": {"mem_mb": 16000, "runtime": 60, "threads": 1},
-    "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1},
-    "report": {"mem_mb": 4000, "runtime": 30, "threads": 1},
-    "small_clip": {"mem_mb": 4000, "runtime": 240, "threads": 2},
-    "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1},
-    "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 2},
+    "fetch": {"mem_mb": 1000, "runtime": 720, "threads": 1, "disk_mb": 1000},
+    "model": {"mem_mb": 4000, "runtime": 60, "threads": 1, "disk_mb": 1000},
+    "scenes": {"mem_mb": 1000, "runtime": 30, "threads": 1, "disk_mb": 100},
+    "responses": {"mem_mb": 16000, "runtime": 120, "threads": 1, "disk_mb": 8000},
+    "simulate": {"mem_mb": 8000, "runtime": 60, "threads": 1, "disk_mb": 2000},
+    "features": {"mem_mb": 16000, "runtime": 480, "threads": 4, "disk_mb": 2000},
+    "encode": {"mem_mb": 32000, "runtime": 480, "threads": 4, "disk_mb": 2000},
+    "gather": {"mem_mb": 16000, "runtime": 60, "threads": 1, "disk_mb": 2000},
+    "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1, "disk_mb": 500},
+    "report": {"mem_mb": 4000, "runtime": 30, "threads": 1, "disk_mb": 1000},
+    "dive": {"mem_mb": 16000, "runtime": 960, "threads": 4, "gpu": 1, "disk_mb": 1000},
+    "judge": {"mem_mb": 12000, "runtime": 60, "threads": 4, "gpu": 1, "disk_mb": 500},
+    "library": {"mem_mb": 16000, "runtime": 2880, "threads": 8, "gpu": 1, "disk_mb": 25000},
+    "caption": {"mem_mb": 16000, "runtime": 1440, "threads": 4, "gpu": 1, "disk_mb": 1000},
+    "small_models": {"mem_mb": 4000, "runtime": 240, "threads": 2, "disk_mb": 500},
+    "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1, "disk_mb": 100},
+    "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 2, "disk_mb": 10},
 }
 
 
@@ -35,11 +43,18 @@ wildcard_constraints:
     model="|".join([*MODELS, *JOINT]) or "none",
     subject="[A-Za-z0-9]+",
     part="[0-9]+",
+    half="[12]",
+    target="|".join(TARGETS) or "none",
     analysis="encoding|rsa|classification|parametric",
 
 
 def resource(rule_name, key):
     return {**DEFAULT_RESOURCES[rule_name], **config["resources"].get(rule_name, {})}.get(key, 0)
+
+
+def needs(rule_name):
+    """What a rule asks of the scheduler, besides threads."""
+    return {key: resource(rule_name, key) for key in ("mem_mb", "runtime", "gpu", "disk_mb")}
 
 
 def options(**settings):
@@ -63,6 +78,12 @@ def model_options(model):
     chosen = {k: MODELS[model][k] for k in keys if MODELS[model].get(k)}
     seed = MODELS[model].get("seed", config["seed"])
     return shlex.quote(MODELS[model]["name"]) + " " + options(seed=seed, **chosen)
+
+
+def model_settings(model):
+    """A model as an option of a command: what `load_model` takes."""
+    keys = ("name", "weights", "sha256", "options", "mean", "std", "image_size")
+    return {k: MODELS[model][k] for k in keys if MODELS[model].get(k)}
 
 
 def study_available(study):

@@ -6,7 +6,7 @@
 ENCODE_DEVICE = config["encoding"].get("device", config["features"]["device"])
 
 
-def encode_options(wildcards, part=None):
+def encode_options(wildcards, **more):
     settings = {k: v for k, v in config["encoding"].items() if k not in ("parts", "joint", "clusters", "device")}
     study = STUDIES[wildcards.study]
     settings |= {k: study.get(k) for k in ("delays", "direction")}
@@ -20,8 +20,7 @@ def encode_options(wildcards, part=None):
     return options(
         seed=config["seed"],
         minimum_ceiling=config["evaluation"]["minimum_ceiling"],
-        part=part,
-        **settings,
+        **(settings | more),
     )
 
 
@@ -41,9 +40,7 @@ if config["encoding"]["parts"] == 1:
             options=lambda w: encode_options(w),
         threads: resource("encode", "threads")
         resources:
-            mem_mb=resource("encode", "mem_mb"),
-            runtime=resource("encode", "runtime"),
-            gpu=resource("encode", "gpu"),
+            **needs("encode"),
         shell:
             "brainalign encode --features {input.features} --stimuli {params.folder}"
             " --responses {input.data}/responses/{wildcards.subject}.zarr"
@@ -66,9 +63,7 @@ else:
             options=lambda w: encode_options(w, part=f"{w.part}/{config['encoding']['parts']}"),
         threads: resource("encode", "threads")
         resources:
-            mem_mb=resource("encode", "mem_mb"),
-            runtime=resource("encode", "runtime"),
-            gpu=resource("encode", "gpu"),
+            **needs("encode"),
         shell:
             "brainalign encode --features {input.features} --stimuli {params.folder}"
             " --responses {input.data}/responses/{wildcards.subject}.zarr"
@@ -90,8 +85,7 @@ else:
             OUT + "/benchmarks/gather/{study}-{subject}-{model}.tsv"
         threads: resource("gather", "threads")
         resources:
-            mem_mb=resource("gather", "mem_mb"),
-            runtime=resource("gather", "runtime"),
+            **needs("gather"),
         shell:
             "brainalign gather {input.parts} --out {output.encoded}"
             " --inputs {input.features} {input.data}/responses/{wildcards.subject}.zarr 2> {log}"

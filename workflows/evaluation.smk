@@ -60,8 +60,7 @@ rule evaluate:
         ),
     threads: resource("evaluate", "threads")
     resources:
-        mem_mb=resource("evaluate", "mem_mb"),
-        runtime=resource("evaluate", "runtime"),
+        **needs("evaluate"),
     shell:
         "brainalign evaluate {wildcards.analysis} --id {wildcards.study}-{wildcards.analysis}"
         " --data {input.data} --out {output.section} {params.stimuli} {params.encoded}"

@@ -25,9 +25,7 @@ rule features:
         ),
     threads: resource("features", "threads")
     resources:
-        mem_mb=resource("features", "mem_mb"),
-        runtime=resource("features", "runtime"),
-        gpu=resource("features", "gpu"),
+        **needs("features"),
     shell:
         "brainalign features {params.model} --stimuli {params.folder} --store {params.store}"
         " --out {output} {params.options}"

@@ -18,8 +18,7 @@ checkpoint fetch:
         ),
     threads: resource("fetch", "threads")
     resources:
-        mem_mb=resource("fetch", "mem_mb"),
-        runtime=resource("fetch", "runtime"),
+        **needs("fetch"),
     shell:
         "brainalign fetch {params.loader} --status {output.status} {params.options} 2> {log}"
 
@@ -39,7 +38,6 @@ checkpoint model:
         folders=[os.environ.get(k) for k in ("BRAINALIGN_WEIGHTS", "BRAINALIGN_MIRROR")],
     threads: resource("model", "threads")
     resources:
-        mem_mb=resource("model", "mem_mb"),
-        runtime=resource("model", "runtime"),
+        **needs("model"),
     shell:
         "brainalign layers {params.model} --out {output.card} {params.options} 2> {log}"

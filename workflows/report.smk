@@ -7,7 +7,11 @@ def sections(wildcards):
         for study, s in STUDIES.items()
         if study_available(study)
         for analysis in s["analyses"]
-    ] + ([f"{OUT}/sections/attention"] if SWEEP else [])
+    ] + [
+        f"{OUT}/sections/{name}"
+        for name, wanted in (("attention", SWEEP), ("synthesis", SYNTHESIS), ("captioning", CAPTIONING))
+        if wanted
+    ]
 
 
 rule report:
@@ -32,8 +36,7 @@ rule report:
         folder=OUT + "/report",
     threads: resource("report", "threads")
     resources:
-        mem_mb=resource("report", "mem_mb"),
-        runtime=resource("report", "runtime"),
+        **needs("report"),
     shell:
         "brainalign report {input.sections} --config {input.config} --studies {input.studies}"
         " --models {input.models} --out {params.folder} 2> {log}"

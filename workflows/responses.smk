@@ -26,8 +26,7 @@ rule responses:
         ),
     threads: resource("responses", "threads")
     resources:
-        mem_mb=resource("responses", "mem_mb"),
-        runtime=resource("responses", "runtime"),
+        **needs("responses"),
     shell:
         "brainalign responses {params.loader} --out {output.data} {params.options} 2> {log}"
 
@@ -47,8 +46,7 @@ rule scenes:
         ),
     threads: resource("scenes", "threads")
     resources:
-        mem_mb=resource("scenes", "mem_mb"),
-        runtime=resource("scenes", "runtime"),
+        **needs("scenes"),
     shell:
         "brainalign scenes --out {output.stimuli} {params.options} 2> {log}"
 
@@ -75,8 +73,7 @@ rule simulate:
         ),
     threads: resource("simulate", "threads")
     resources:
-        mem_mb=resource("simulate", "mem_mb"),
-        runtime=resource("simulate", "runtime"),
+        **needs("simulate"),
     shell:
         "brainalign simulate --features {input.features} --stimuli {input.stimuli}"
         " --out {output.data} {params.options} 2> {log}"

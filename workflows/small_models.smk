@@ -1,23 +1,49 @@
-# The small models that stand in for large ones where there is no network: `snakemake small_clip` trains again what is shipped.
+# The small models that stand in for large ones where there is no network: `snakemake small_models` trains again what is shipped.
+# Each trainer goes on from its checkpoint after an interruption.
+
+SMALL = OUT + "/small_models"
+SMALL_DEVICE = "cpu" if config["features"]["device"] == "auto" else config["features"]["device"]
+
+# Name -> module of its trainer, and options of its own.
+TRAINERS = {
+    "small_clip": ("clip", {"seed": config["seed"]}),
+    "small_judge": ("clip", {"tower": "vit", "seed": config["seed"] + 7, "scenes": 8000, "steps": 1500}),
+    "small_classifier": ("classifier", {"seed": config["seed"] + 13}),
+    "small_captioner": ("captioner", {"seed": config["seed"]}),
+    "small_diffusion": ("diffusion", {"seed": config["seed"]}),
+}
+# These read the small CLIP model: its text tower, or its embeddings.
+BUILT_ON_CLIP = ("small_captioner", "small_diffusion")
 
 
-rule small_clip:
+rule small_models:
+    input:
+        expand(SMALL + "/{name}", name=TRAINERS),
+
+
+rule small_model:
+    input:
+        clip=lambda w: f"{SMALL}/small_clip" if w.name in BUILT_ON_CLIP else [],
+        judge=lambda w: f"{SMALL}/small_judge" if w.name == "small_diffusion" else [],
     output:
-        model=directory(OUT + "/small_models/small_clip"),
+        model=directory(SMALL + "/{name}"),
     log:
-        OUT + "/logs/small_models/small_clip.log",
+        OUT + "/logs/small_models/{name}.log",
     benchmark:
-        OUT + "/benchmarks/small_models/small_clip.tsv"
+        OUT + "/benchmarks/small_models/{name}.tsv"
+    wildcard_constraints:
+        name="|".join(TRAINERS),
     params:
-        # Training goes on from here after an interruption.
-        checkpoint=OUT + "/small_models/small_clip.checkpoint",
-        options=options(seed=config["seed"]),
-        device="cpu" if config["features"]["device"] == "auto" else config["features"]["device"],
-    threads: resource("small_clip", "threads")
+        module=lambda w: TRAINERS[w.name][0],
+        checkpoint=SMALL + "/{name}.checkpoint",
+        options=lambda w, input: options(
+            **TRAINERS[w.name][1], clip=input.get("clip") or None, judge=input.get("judge") or None
+        ),
+        device=SMALL_DEVICE,
+    threads: resource("small_models", "threads")
     resources:
-        mem_mb=resource("small_clip", "mem_mb"),
-        runtime=resource("small_clip", "runtime"),
-        gpu=resource("small_clip", "gpu"),
+        **needs("small_models"),
     shell:
-        "python -m brainalign.small_models.clip --out {output.model} --checkpoint {params.checkpoint}"
-        " --threads {threads} --device {params.device} {params.options} 2> {log}"
+        "python -m brainalign.small_models.{params.module} --out {output.model}"
+        " --checkpoint {params.checkpoint} --threads {threads} --device {params.device}"
+        " {params.options} 2> {log}"

@@ -61,12 +61,14 @@ def write_bundle(
             if isinstance(extra, xr.Dataset):
                 write(extra, made / "extras" / f"{name}.nc", None, provenance=provenance)
         if study.stimuli is not None:
-            for name, source in zip(
-                study.stimuli.index["filename"].values, study.stimuli.paths, strict=True
-            ):
-                target = made / "stimuli" / str(name)
+            for source in dict.fromkeys(study.stimuli.paths):
+                target = made / "stimuli" / source.relative_to(study.stimuli.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                if study.stimuli.container is None:
+                    shutil.copyfile(source, target)
+                else:
+                    # Tens of GB that nothing changes.
+                    target.symlink_to(source.resolve())
             # The index of these images: a folder of plain images has none, a selection another.
             write(study.stimuli.index, made / "stimuli" / "index.nc", "images")
     return Path(folder)

@@ -6,8 +6,9 @@ whole groups: all presentations of one stimulus (run, group, cluster) stand on t
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from brainalign.errors import ConfigError, LeakError, SchemaError, UnknownNameEr
 __all__ = [
     "Split",
     "by_cluster",
+    "by_flag",
     "by_group",
     "by_run",
     "by_shared",
     "by_stimulus",
     "check_leak",
+    "halves",
     "nested",
 ]
 
@@ -164,6 +167,78 @@ def by_shared(stimulus_id: ArrayLike, shared_ids: Iterable[Any]) -> list[Split]:
             "Name fewer shared stimuli, or split by stimulus.",
         )
     return [(np.flatnonzero(~in_test), np.flatnonzero(in_test))]
+
+
+def by_flag(
+    stimulus_id: ArrayLike, flagged: Mapping[str, bool], *, name: str = "the flag"
+) -> list[tuple[list[str], list[str]]]:
+    """One split by a column of the stimuli's index: what it flags is tested, the rest trained on.
+
+    Unlike `by_shared`, the flag may name stimuli that this subject never saw.
+
+    Parameters
+    ----------
+    stimulus_id : array-like
+        What was presented; names may repeat.
+    flagged : mapping of str to bool
+        The flag of every stimulus.
+    name : str
+        Of the flag, for messages.
+
+    Returns
+    -------
+    list of (train, test)
+        One pair of lists of stimulus ids, each in order of first appearance.
+
+    Raises
+    ------
+    UnknownNameError
+        If a stimulus has no flag.
+    ConfigError
+        If all or none of the presented stimuli are flagged.
+    """
+    presented = list(dict.fromkeys(_labels(stimulus_id, "stimulus_id").astype(str).tolist()))
+    unknown = [s for s in presented if s not in flagged]
+    if unknown:
+        raise UnknownNameError(
+            f"{len(unknown)} of {len(presented)} presented stimuli are not in the index of "
+            f"stimuli; the first is {unknown[0]!r}.{near(unknown[0], flagged)}"
+        )
+    test = [s for s in presented if flagged[s]]
+    if not 0 < len(test) < len(presented):
+        raise ConfigError(
+            f"{name} is true for {len(test)} of {len(presented)} presented stimuli: no "
+            f"{'test' if not test else 'training'} set.",
+            "Name another column, or split by folds.",
+        )
+    return [([s for s in presented if not flagged[s]], test)]
+
+
+def halves(keys: ArrayLike, seed: int = 0) -> NDArray[np.int64]:
+    r"""Return the half, 1 or 2, that the stimulus of each row belongs to, by its content.
+
+    .. math:: h = 1 + (\mathrm{SHA256}(\mathit{seed}, \mathit{key}) \bmod 2)
+
+    A stimulus is in the same half for every subject and every selection of stimuli, so that what
+    is fitted to one half may be judged by what is fitted to the other. Halves of n stimuli are
+    equal up to about the square root of n.
+
+    Parameters
+    ----------
+    keys : array-like, shape (n_rows,)
+        Content hash of the stimulus of each row.
+    seed : int
+        Another seed divides the stimuli in another way.
+
+    Returns
+    -------
+    ndarray of int, shape (n_rows,)
+    """
+    labels = _labels(keys, "keys").astype(str)
+    half = {
+        key: 1 + hashlib.sha256(f"{seed}:{key}".encode()).digest()[-1] % 2 for key in set(labels)
+    }
+    return np.array([half[key] for key in labels.tolist()], dtype=np.int64)
 
 
 def by_cluster(

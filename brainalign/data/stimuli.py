@@ -1,4 +1,4 @@
-"""Sets of stimuli: image files with an index that names and hashes them."""
+"""Sets of stimuli: image files, or images in one HDF5 file, with an index of names and hashes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from brainalign.data.schema import validate
 from brainalign.data.store import atomic_dir, read, sha256_file, sha256_of, write
@@ -17,7 +18,14 @@ from brainalign.errors import ChecksumError, SchemaError, UnavailableError, Unkn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "StimulusSet", "index_images", "read_stimuli", "write_stimuli"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "StimulusSet",
+    "index_hdf5",
+    "index_images",
+    "read_stimuli",
+    "write_stimuli",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -29,9 +37,10 @@ class StimulusSet:
     Parameters
     ----------
     index : xarray.Dataset
-        The ``images`` schema: one row a stimulus.
+        The ``images`` schema: one row a stimulus. With ``attrs["container"]``, an HDF5 file, the
+        file names are ``dataset/row`` inside it.
     folder : Path
-        The folder that the file names are relative to.
+        The folder that the file names, or the container, are relative to.
     """
 
     index: xr.Dataset
@@ -47,12 +56,20 @@ class StimulusSet:
 
     @property
     def paths(self) -> list[Path]:
-        """The image files, in order."""
+        """The image files, in order; the container for each image where there is one."""
+        if self.container is not None:
+            return [self.container] * len(self)
         return [self.folder / str(name) for name in self.index["filename"].values]
 
     @property
+    def container(self) -> Path | None:
+        """The HDF5 file that holds all images, if one does."""
+        name = self.index.attrs.get("container")
+        return None if name is None else self.folder / str(name)
+
+    @property
     def sha256(self) -> list[str]:
-        """The SHA-256 of each file's bytes, in order: the stimulus's content hash."""
+        """The SHA-256 of each file's bytes (in a container: of the pixels), in order."""
         return [str(s) for s in self.index["sha256"].values]
 
     @property
@@ -64,7 +81,11 @@ class StimulusSet:
         """Return image `i` decoded as RGB."""
         from PIL import Image
 
-        with Image.open(self.folder / str(self.index["filename"].values[i])) as image:
+        name = str(self.index["filename"].values[i])
+        if self.container is not None:
+            with _opened(self.container) as file:
+                return Image.fromarray(_pixels(file, name)).convert("RGB")
+        with Image.open(self.folder / name) as image:
             return image.convert("RGB")
 
     def select(self, ids: Sequence[str]) -> StimulusSet:
@@ -85,7 +106,16 @@ class StimulusSet:
         return StimulusSet(self.index.isel(stimulus=[place[s] for s in ids]), self.folder)
 
     def verify(self) -> None:
-        """Raise `ChecksumError` at the first file whose bytes are not those of the index."""
+        """Raise `ChecksumError` at the first image whose bytes are not those of the index."""
+        if self.container is not None:
+            names = self.index["filename"].values.astype(str).tolist()
+            with _opened(self.container) as file:
+                for name, expected in zip(names, self.sha256, strict=True):
+                    if sha256_of(_pixels(file, name)) != expected:
+                        raise ChecksumError(
+                            f"The image {name} in {self.container} is not the one that was indexed."
+                        )
+            return
         for path, expected in zip(self.paths, self.sha256, strict=True):
             if not path.is_file():
                 raise UnavailableError(f"The stimulus file {path} is missing.")
@@ -103,11 +133,11 @@ def read_stimuli(folder: str | Path) -> StimulusSet:
     """
     folder = Path(folder)
     stimuli = StimulusSet(read(folder / "index.nc", "images"), folder)
-    missing = [p for p in stimuli.paths if not p.is_file()]
+    files = dict.fromkeys(stimuli.paths)
+    missing = [p for p in files if not p.is_file()]
     if missing:
         raise UnavailableError(
-            f"{len(missing)} of {len(stimuli)} stimulus files are missing, "
-            f"the first is {missing[0]}."
+            f"{len(missing)} of {len(files)} stimulus files are missing, the first is {missing[0]}."
         )
     return stimuli
 
@@ -155,6 +185,73 @@ def index_images(folder: str | Path, *, pattern: str = "*") -> StimulusSet:
         [p.stem for p in files], [p.name for p in files], [*map(sha256_file, files)], None
     )
     return StimulusSet(index, folder)
+
+
+def index_hdf5(
+    path: str | Path,
+    dataset: str,
+    rows: Sequence[int],
+    stimulus_id: Sequence[str],
+    *,
+    extra: Mapping[str, Sequence[Any]] | None = None,
+    progress: str | None = None,
+) -> StimulusSet:
+    """Return images as they lie in an HDF5 file, which stays where it is; each is read once.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    dataset : str
+        Name of its dataset (image, height, width, 3), uint8.
+    rows : sequence of int
+        Which images.
+    stimulus_id : sequence of str
+        Their names.
+    extra : mapping of str to sequence, optional
+        More columns of the index.
+    progress : str, optional
+        Title of a progress bar.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such dataset, it holds no such images, or a row is outside of it.
+    """
+    from tqdm import tqdm
+
+    path = Path(path)
+    if len(rows) != len(stimulus_id):
+        raise SchemaError(f"images: {len(rows)} rows came with {len(stimulus_id)} stimulus ids.")
+    names = [f"{dataset}/{row}" for row in rows]
+    with _opened(path) as file:
+        bar = tqdm(names, desc=progress, unit="image", disable=None if progress else True)
+        hashes = [sha256_of(_pixels(file, name)) for name in bar]
+    index = _index(stimulus_id, names, hashes, extra)
+    return StimulusSet(index.assign_attrs(container=path.name), path.parent)
+
+
+def _opened(path: Path) -> Any:
+    import h5py
+
+    if not path.is_file():
+        raise UnavailableError(f"The file of stimuli {path} is missing.")
+    return h5py.File(path, "r")
+
+
+def _pixels(file: Any, name: str) -> NDArray[np.uint8]:
+    """Return one image of an HDF5 file, named as ``dataset/row``."""
+    dataset, _, row = name.rpartition("/")
+    images = file.get(dataset)
+    if images is None or images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        came = "nothing" if images is None else f"{images.dtype} of shape {images.shape}"
+        raise SchemaError(
+            f"{file.filename}: {dataset!r} must hold images (image, height, width, 3) of uint8; "
+            f"it holds {came}."
+        )
+    if not 0 <= int(row) < len(images):
+        raise SchemaError(f"{file.filename}: {dataset!r} has {len(images)} images, no row {row}.")
+    return np.asarray(images[int(row)])
 
 
 def write_stimuli(

@@ -43,6 +43,8 @@ __all__ = [
 
 NEUROIDS_PER_CHUNK = 4096
 CHUNKS_PER_SHARD = 16
+#: Bytes of chunks that are encoded at once, where more than one fits.
+BYTES_IN_FLIGHT = 2**29
 
 
 def sha256_file(path: str | Path) -> str:
@@ -394,15 +396,25 @@ def write(
             ds.to_netcdf(made, engine="netcdf4")
         return path
     ds = with_text_as(ds, np.dtypes.StringDType())
-    with atomic_dir(path, overwrite=overwrite) as made:
-        ds.to_zarr(
-            made,
-            mode="w",
-            zarr_format=3,
-            consolidated=False,
-            encoding=zarr_encoding(ds, chunks, shards),
-        )
+    encoding = zarr_encoding(ds, chunks, shards)
+    import zarr
+
+    with (
+        atomic_dir(path, overwrite=overwrite) as made,
+        zarr.config.set({"async.concurrency": _chunks_at_once(ds, encoding)}),
+    ):
+        ds.to_zarr(made, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
     return path
+
+
+def _chunks_at_once(ds: xr.Dataset, encoding: Mapping[str, Mapping[str, Any]]) -> int:
+    """Return how many of the largest chunks (or shards) are encoded at once: copies of each."""
+    sizes = [
+        int(np.prod(e.get("shards", e["chunks"]))) * ds[name].dtype.itemsize
+        for name, e in encoding.items()
+        if "chunks" in e
+    ]
+    return int(np.clip(BYTES_IN_FLIGHT // max([1, *sizes]), 1, 10))
 
 
 def read(path: str | Path, kind: str | None = None) -> xr.Dataset:

@@ -102,8 +102,9 @@ def align(
         ``responses`` schema (presentation, neuroid), one subject.
     repetitions : {"average", "keep"}
         Average the presentations of a stimulus, or keep each as a row.
-    stimuli : {"exact", "intersect"}
-        Refuse stimuli that only one side has, or leave them out (logged with counts).
+    stimuli : {"exact", "seen", "intersect"}
+        Refuse stimuli that only one side has; allow features of stimuli that were not presented, as
+        a study has more than one subject saw; or leave out what only one side has (logged).
     bad_neuroids : {"exclude", "raise"}
         Leave out neuroids with values that are not finite, or constant over the rows; or refuse.
     repeats : int, optional
@@ -121,7 +122,7 @@ def align(
         finite, or time series (which need a lagged model).
     """
     _one_of("repetitions", repetitions, ("average", "keep"))
-    _one_of("stimuli", stimuli, ("exact", "intersect"))
+    _one_of("stimuli", stimuli, ("exact", "seen", "intersect"))
     _one_of("bad_neuroids", bad_neuroids, ("exclude", "raise"))
     if repeats is not None and repeats < 1:
         raise ConfigError(f"repeats is {repeats}; expected at least 1, or None.")
@@ -337,11 +338,11 @@ def _common_stimuli(
     for name, ds in layers.items():
         own = set(ds["stimulus_id"].values.astype(str).tolist())
         missing, extra = [s for s in measured if s not in own], sorted(own - set(measured))
-        if (missing or extra) and stimuli == "exact":
+        if (missing and stimuli == "seen") or ((missing or extra) and stimuli == "exact"):
             parts = []
             if missing:
                 parts.append(f"{len(missing)} of the responses have no features: {_names(missing)}")
-            if extra:
+            if extra and stimuli == "exact":
                 parts.append(f"{len(extra)} with features have no responses: {_names(extra)}")
             raise SchemaError(
                 f"The stimuli of layer {name!r} and of the responses differ; "

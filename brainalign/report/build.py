@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from brainalign.data.section import Figure, Section, read_section
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 ZIP_NAME = "report.zip"
 
 _HERE = Path(__file__).parent
-_ROWS_OF_TABLE = 200
 _ROWS_OF_ALTERNATIVE = 40
 _PLAIN_CSV_BYTES = 2_000_000
 _HEADLINES = 8
@@ -188,7 +186,7 @@ def _write_figure(
     figure: Figure, section: Section, anchor: str, number: int, assets: Path
 ) -> dict[str, Any]:
     """Draw a figure, write its data and pictures, and return what the template says of it."""
-    from brainalign.report.figures import draw, frame
+    from brainalign.report.figures import ROWS_OF_TABLE, draw, frame
 
     try:
         drawn = draw(figure, anchor)
@@ -203,7 +201,7 @@ def _write_figure(
     for name, content in drawn.pictures.items():
         (assets / "images" / name).write_bytes(content)
     is_table = figure.kind == "table"
-    limit = _ROWS_OF_TABLE if is_table else _ROWS_OF_ALTERNATIVE
+    limit = ROWS_OF_TABLE if is_table else _ROWS_OF_ALTERNATIVE
     return {
         "anchor": anchor,
         "number": number,
@@ -215,7 +213,12 @@ def _write_figure(
         "csv_size": _bytes(len(data)),
         "spec": drawn.spec,
         "maps": drawn.maps,
-        "groups": _grouped(drawn.maps),
+        "groups": _grouped(drawn.maps, "group"),
+        "image_panels": {
+            name: _grouped(items, "group")
+            for name, items in _grouped(drawn.maps, "panel").items()
+            if name
+        },
         "panels": drawn.table["RDM"].tolist() if figure.kind == "rdm" else [],
         "table": _table_record(drawn.table, limit),
         "table_note": drawn.table_note,
@@ -236,10 +239,10 @@ def _headlines(estimates: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [e for of_section in estimates for e in of_section[:each]][:_HEADLINES]
 
 
-def _grouped(maps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _grouped(maps: list[dict[str, Any]], by: str) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in maps:
-        groups.setdefault(record.get("group", ""), []).append(record)
+        groups.setdefault(record.get(by, ""), []).append(record)
     return groups
 
 
@@ -308,6 +311,8 @@ def _section_record(
 
 def _table_record(table: pd.DataFrame, limit: int) -> dict[str, Any]:
     """Return the head of a table as text: columns (name, is number), rows."""
+    from brainalign.report.figures import said
+
     head = table.head(limit)
     numeric = [
         pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in head.dtypes
@@ -315,19 +320,13 @@ def _table_record(table: pd.DataFrame, limit: int) -> dict[str, Any]:
     cells = []
     for column, is_number in zip(head.columns, numeric, strict=True):
         values = head[column].tolist()
-        cells.append([format_number(float(v)) if is_number else _said(v) for v in values])
+        cells.append([format_number(float(v)) if is_number else said(v) for v in values])
     return {
         "columns": [{"name": str(c), "number": n} for c, n in zip(head, numeric, strict=True)],
         "rows": [list(row) for row in zip(*cells, strict=True)] if cells else [],
         "total": len(table),
         "shown": len(head),
     }
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    return "–" if value is None or value is pd.NA or value != value else str(value)
 
 
 def _bytes(n: int) -> str:

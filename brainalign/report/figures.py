@@ -33,6 +33,8 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", 
 _MAX_CELLS_WITH_TEXT = 400
 _MAX_POINTS = 4000
 _MAX_RDM = 300
+#: Rows that a table shows as they are; longer ones are searched and sorted in the page.
+ROWS_OF_TABLE = 200
 
 
 @dataclass
@@ -960,6 +962,11 @@ def _draw_images(figure: Figure, prefix: str) -> Drawn:
         if "group" in ds.variables
         else [""] * len(names)
     )
+    panel = (
+        [clean(x) for x in ds["panel"].values.tolist()]
+        if "panel" in ds.variables
+        else [""] * len(names)
+    )
     value = _values(ds, "value") if "value" in ds.variables else None
     files = {name: f"{prefix}-{i:04d}.webp" for i, name in enumerate(dict.fromkeys(names))}
     thumbs = {name: _thumbnail(figure.images[name], 240) for name in files}
@@ -968,11 +975,12 @@ def _draw_images(figure: Figure, prefix: str) -> Drawn:
             "file": files[f],
             "label": x,
             "group": g,
+            "panel": p,
             "value": "" if value is None else format_number(float(value[i])),
             "width": thumbs[f].width,
             "height": thumbs[f].height,
         }
-        for i, (f, x, g) in enumerate(zip(names, label, group, strict=True))
+        for i, (f, x, g, p) in enumerate(zip(names, label, group, panel, strict=True))
     ]
     return Drawn(
         None,
@@ -981,6 +989,40 @@ def _draw_images(figure: Figure, prefix: str) -> Drawn:
         maps=maps,
         wide=True,
     )
+
+
+def _searchable(table: pd.DataFrame) -> dict[str, Any]:
+    """Return a table as the page searches and sorts it: typed numbers, text as words and codes."""
+    columns: list[dict[str, Any]] = []
+    for i, name in enumerate(table.columns):
+        values, kind = table.iloc[:, i], table.dtypes.iloc[i]
+        if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
+            numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            exact = np.float32 if pd.api.types.is_float_dtype(kind) else np.float64
+            columns.append({"name": clean(name), **_column(numbers.astype(exact))})
+            continue
+        texts = [said(v).replace("\n", " ") for v in values.tolist()]
+        codes, words = pd.factorize(np.array(texts, dtype=object))
+        size = np.uint8 if len(words) < 2**8 else np.uint16 if len(words) < 2**16 else np.uint32
+        # One text for all words, a line each: a hundred thousand of them are one string to check.
+        packed = clean("\n".join(words))
+        columns.append({"name": clean(name), **_column(codes.astype(size)), "words": packed})
+    return {"rows": len(table), "columns": columns}
+
+
+def _column(values: np.ndarray) -> dict[str, str]:
+    little = values.astype(values.dtype.newbyteorder("<"))
+    packed = base64.b64encode(little.tobytes()).decode("ascii")
+    return {"dtype": f"{values.dtype.kind}{values.dtype.itemsize}", "bdata": packed}
+
+
+def said(value: Any) -> str:
+    """Return a cell that is no number as it is read: yes or no, a dash for nothing, or its text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    return "–" if value is None or value is pd.NA or value != value else str(value)
 
 
 def draw(figure: Figure, prefix: str) -> Drawn:
@@ -1006,7 +1048,9 @@ def draw(figure: Figure, prefix: str) -> Drawn:
     if kind == "image_grid":
         return _draw_images(figure, prefix)
     if kind == "table":
-        return Drawn(None, frame(figure), wide=len(frame(figure).columns) > 4)
+        table = frame(figure)
+        spec = _searchable(table) if len(table) > ROWS_OF_TABLE else None
+        return Drawn(spec, table, wide=len(table.columns) > 4 or spec is not None)
     if kind in ("points", "bars"):
         return _draw_items(figure)
     if kind in ("heatmap", "matrix"):

@@ -91,7 +91,7 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
     guarded.columns = [_cell(str(c)) for c in frame.columns]
     for i, kind in enumerate(frame.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            guarded.isetitem(i, [_cell(v) for v in frame.iloc[:, i]])
+            guarded.isetitem(i, [_cell(v) for v in frame.iloc[:, i].tolist()])
     text = guarded.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     return text.encode("utf-8")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Study",
     "cached_stimuli",
+    "check_agreement",
     "data_home",
     "fetch_study",
     "get",
@@ -38,7 +39,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_NAMES = ("haxby2001", "kay2017", "kriegeskorte2008")
+_NAMES = ("allen2022", "haxby2001", "kay2017", "kriegeskorte2008")
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Study:
     ----------
     name : str
         Name of the module.
-    responses : dict of str to xarray.Dataset
-        Responses by subject.
+    responses : mapping of str to xarray.Dataset
+        Responses by subject; a large study reads them when they are asked for.
     stimuli : StimulusSet or None
         The images, where the study distributes them.
     extras : dict
@@ -58,7 +59,7 @@ class Study:
     """
 
     name: str
-    responses: dict[str, xr.Dataset] = field(default_factory=dict)
+    responses: Mapping[str, xr.Dataset] = field(default_factory=dict)
     stimuli: StimulusSet | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -151,16 +152,21 @@ def fetch_study(
         The study asks for an agreement that was not given (the message holds its terms), or the
         files could not be had.
     """
-    name = module.__name__.rpartition(".")[2]
+    check_agreement(module, accept_terms)
+    folder = data_home() / module.FOLDER if folder is None else Path(folder).expanduser().absolute()
+    fetch_files(module.REGISTRY, module.FOLDER, folder, mirror=mirror, progress=progress, **options)
+    return folder
+
+
+def check_agreement(module: ModuleType | Any, accept_terms: bool) -> None:
+    """Raise `UnavailableError` with a study's terms if it asks for an agreement not given."""
     if module.MUST_AGREE and not accept_terms:
+        name = module.__name__.rpartition(".")[2]
         raise UnavailableError(
             f"{module.TITLE} asks for your agreement before it is fetched. Its terms:\n"
             f"{module.TERMS.strip()}\n",
             f"If you agree: brainalign fetch {name} --accept-terms (accept_terms=True in Python).",
         )
-    folder = data_home() / module.FOLDER if folder is None else Path(folder).expanduser().absolute()
-    fetch_files(module.REGISTRY, module.FOLDER, folder, mirror=mirror, progress=progress, **options)
-    return folder
 
 
 def open_study(

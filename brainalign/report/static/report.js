@@ -372,9 +372,137 @@
   $$(".surface [data-map='0']").forEach((e) => e.classList.add("on"));
   $$(".surface select").forEach((select) => { select.selectedIndex = 0; });
 
+  // --- Long tables ------------------------------------------------------------------------------
+
+  const types = { f4: Float32Array, f8: Float64Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array };
+  const rowsOfPage = 50;
+
+  // As the page's other numbers: three figures, a true minus sign, no long tails.
+  function figures(value) {
+    if (!Number.isFinite(value)) return "–";
+    const size = Math.abs(value);
+    if (size && (size < 1e-3 || size >= 1e7)) {
+      const [mantissa, power] = value.toExponential(1).split("e");
+      const raised = [...String(Number(power))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
+      return `${mantissa}×10${raised}`.replace("-", "−");
+    }
+    const decimals = Number.isInteger(value) ? 0 : size < 1 ? 3 : size < 10 ? 2 : size < 1000 ? 1 : 0;
+    return value.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }).replace("-", "−");
+  }
+
+  async function openTable(box) {
+    if (box.state) return;
+    const id = box.dataset.figure;
+    await load(`assets/figures/${id}.js`);
+    const { rows, columns } = specs[id];
+    delete specs[id];
+    for (const column of columns) {
+      column.values = unpack(column.bdata, types[column.dtype]);
+      delete column.bdata;
+      column.words = column.words?.split("\n");
+      column.lower = column.words?.map((w) => w.toLowerCase());
+    }
+    box.state = { rows, columns, page: 0, sorted: null, order: null, found: Uint32Array.from({ length: rows }, (_, i) => i) };
+    box.classList.add("ready");
+    $$("thead th", box).forEach((th, i) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: th.textContent });
+      button.dataset.action = "sort";
+      button.dataset.column = i;
+      th.replaceChildren(button);
+    });
+    showPage(box);
+    if (box.querySelector("input").value) findRows(box);
+  }
+
+  // Every word must stand in some column of text. Each distinct text is looked at once.
+  function findRows(box) {
+    const { rows, columns, order } = box.state;
+    const terms = box.querySelector("input").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const hit = new Uint8Array(rows).fill(1);
+    for (const term of terms) {
+      const has = new Uint8Array(rows);
+      for (const { lower, values } of columns) {
+        if (!lower) continue;
+        const match = Uint8Array.from(lower, (w) => w.includes(term));
+        if (match.includes(1)) for (let i = 0; i < rows; i++) has[i] |= match[values[i]];
+      }
+      for (let i = 0; i < rows; i++) hit[i] &= has[i];
+    }
+    const found = new Uint32Array(rows);
+    let n = 0;
+    for (let i = 0; i < rows; i++) {
+      const row = order ? order[i] : i;
+      if (hit[row]) found[n++] = row;
+    }
+    Object.assign(box.state, { found: found.subarray(0, n), page: 0 });
+    showPage(box);
+  }
+
+  // By number or by text, up and then down; what has no value is last either way.
+  function sortRows(box, at) {
+    const { state } = box;
+    const down = state.sorted?.at === at && !state.sorted.down;
+    const column = state.columns[at];
+    let key = column.values;
+    if (column.words) {
+      const ranks = new Uint32Array(column.words.length);
+      const ranked = Uint32Array.from(ranks.keys()).sort((a, b) => (column.lower[a] < column.lower[b] ? -1 : column.lower[a] > column.lower[b] ? 1 : 0));
+      ranked.forEach((word, rank) => { ranks[word] = rank; });
+      key = Uint32Array.from(column.values, (code) => ranks[code]);
+    }
+    const sign = down ? -1 : 1;
+    state.order = Uint32Array.from({ length: state.rows }, (_, i) => i).sort((a, b) => {
+      const x = key[a], y = key[b];
+      if (x === y) return a - b;
+      if (x !== x || y !== y) return x !== x ? (y !== y ? a - b : 1) : -1;
+      return sign * (x < y ? -1 : 1);
+    });
+    state.sorted = { at, down };
+    $$("thead th", box).forEach((th, i) => {
+      if (i === at) th.setAttribute("aria-sort", down ? "descending" : "ascending");
+      else th.removeAttribute("aria-sort");
+    });
+    findRows(box);
+  }
+
+  function showPage(box) {
+    const { columns, found, rows } = box.state;
+    const last = Math.max(0, Math.ceil(found.length / rowsOfPage) - 1);
+    const page = box.state.page = Math.min(Math.max(0, box.state.page), last);
+    const shown = found.subarray(page * rowsOfPage, (page + 1) * rowsOfPage);
+    box.querySelector("tbody").replaceChildren(...Array.from(shown, (row) => {
+      const tr = document.createElement("tr");
+      for (const { words, values } of columns) {
+        const td = document.createElement("td");
+        td.dir = "auto";
+        td.textContent = words ? words[values[row]] : figures(values[row]);
+        if (!words) td.className = "num";
+        tr.append(td);
+      }
+      return tr;
+    }));
+    const whole = (n) => n.toLocaleString("en-US");
+    box.querySelector(".count").textContent = found.length === rows ? "" : `${whole(found.length)} of ${whole(rows)} rows`;
+    const first = page * rowsOfPage + 1;
+    box.querySelector(".where").textContent = found.length ? `${whole(first)} to ${whole(first + shown.length - 1)} of ${whole(found.length)}` : "no row";
+    for (const button of $$("[data-action=page]", box)) {
+      button.disabled = /first|previous/.test(button.dataset.page) ? page === 0 : page === last;
+    }
+    box.querySelector(".scroll").scrollTop = 0;
+  }
+
+  function turnPage(box, to) {
+    const { page, found } = box.state;
+    box.state.page = { first: 0, previous: page - 1, next: page + 1, last: Math.ceil(found.length / rowsOfPage) - 1 }[to];
+    showPage(box);
+    // A button that is disabled now has lost the focus.
+    const button = box.querySelector(`[data-page=${to}]`);
+    if (button.disabled) box.querySelector("[data-action=page]:enabled")?.focus();
+  }
+
   // --- When a figure comes into view ------------------------------------------------------------
 
-  const drawers = { plot: drawPlot, rdm: drawMatrices, surface: drawCortex };
+  const drawers = { plot: drawPlot, rdm: drawMatrices, surface: drawCortex, table: openTable };
   const drawn = new Set();
   // Drawing waits for files and for plotly: one at a time a figure, and only the last one counts.
   async function draw(box) {
@@ -391,7 +519,7 @@
       const words = document.createElement("p");
       words.className = "wait";
       words.textContent = `This plot could not be drawn (${error.message}). Its data are below.`;
-      (box.querySelector(".plot3d, .panels") ?? box).replaceChildren(words);
+      (box.querySelector(".plot3d, .panels, .controls") ?? box).replaceChildren(words);
     }
   }
   const boxes = $$("[data-figure]");
@@ -407,7 +535,7 @@
   // The rest is drawn while nothing else happens, so that printing and searching find it.
   const idle = window.requestIdleCallback ?? ((f) => setTimeout(f, 200));
   function drawRest() {
-    const next = boxes.find((b) => b.dataset.kind !== "surface" && !drawn.has(b));
+    const next = boxes.find((b) => !/surface|table/.test(b.dataset.kind) && !drawn.has(b));
     if (next) draw(next).then(() => idle(drawRest));
   }
   addEventListener("load", () => setTimeout(() => idle(drawRest), 1500));
@@ -433,9 +561,9 @@
       widths.set(target, width);
     }
   });
-  boxes.forEach((box) => resized.observe(box));
+  boxes.filter((b) => b.dataset.kind !== "table").forEach((box) => resized.observe(box));
 
-  const redraw = () => boxes.forEach(renew);
+  const redraw = () => boxes.filter((b) => b.dataset.kind !== "table").forEach(renew);
 
   // --- Buttons ----------------------------------------------------------------------------------
 
@@ -486,6 +614,8 @@
       copy(from.hidden || from.tagName === "PRE" ? from.textContent.trim() : from.innerText.trim(), button);
     },
     picture(button) { save(button.dataset.of, button.dataset.format); },
+    sort(button) { sortRows(button.closest(".find"), Number(button.dataset.column)); },
+    page(button) { turnPage(button.closest(".find"), button.dataset.page); },
     view(button) { choose(button.closest(".surface"), "view", button.dataset.view); },
     larger(button) {
       const box = button.closest(".rdm");
@@ -500,6 +630,12 @@
   });
   document.addEventListener("change", (event) => {
     if (event.target.matches("select[data-action=map]")) choose(event.target.closest(".surface"), "map", event.target.value);
+  });
+  document.addEventListener("input", (event) => {
+    const box = event.target.closest(".find");
+    if (!box?.state) return;
+    clearTimeout(box.timer);
+    box.timer = setTimeout(() => findRows(box), 120);
   });
   $$(".plot3d").forEach((place) => place.addEventListener("keydown", (event) => {
     if (!event.ctrlKey && !event.metaKey && !event.altKey && turn(place.closest(".surface"), event.key)) event.preventDefault();

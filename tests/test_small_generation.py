@@ -1,0 +1,100 @@
+"""The small diffusion pipeline and the classifier that judges it: training and what is shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainalign.errors import ConfigError
+
+pytest.importorskip("diffusers")
+pytest.importorskip("open_clip")
+pytest.importorskip("timm")
+torch = pytest.importorskip("torch")
+from safetensors import safe_open  # noqa: E402
+
+from brainalign.small_models import classifier, diffusion  # noqa: E402
+from brainalign.small_models.clip import WEIGHTS  # noqa: E402
+from brainalign.small_models.scenes import CATEGORIES  # noqa: E402
+
+TINY = {"n_scenes": 48, "autoencoder_steps": 2, "steps": 3, "seed": 5, "n_measure": 1}
+JUDGED = {"n_scenes": 48, "steps": 3, "batch_size": 16, "seed": 5, "n_measure": 6}
+
+
+def _weights(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def test_text_encoder_is_the_small_models_text_tower():
+    import open_clip
+
+    encoder, tokenizer = diffusion.text_encoder(WEIGHTS)
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{WEIGHTS}")
+    theirs = open_clip.get_tokenizer(f"local-dir:{WEIGHTS}")
+    texts = ["a picture of a red car", "", "two people at night on a beach", "food " * 60]
+    ids = diffusion._tokens(tokenizer, texts)
+    assert torch.equal(ids, theirs(texts))
+    hidden = encoder(ids).last_hidden_state
+    read = hidden[torch.arange(len(texts)), ids.argmax(-1)] @ model.text_projection
+    torch.testing.assert_close(read, model.eval().encode_text(ids), rtol=0, atol=1e-6)
+
+
+def test_diffusion_training_goes_on_to_the_same_weights(tmp_path):
+    whole = diffusion.train_diffusion(
+        tmp_path / "whole", **TINY, scenes=tmp_path / "scenes", judge=WEIGHTS
+    )
+    cut = {**TINY, "checkpoint": tmp_path / "state", "scenes": tmp_path / "scenes"}
+    stopped = diffusion.train_diffusion(tmp_path / "cut", **cut, save_every=1, stop_at=1)
+    assert stopped is None and not (tmp_path / "cut").exists()
+    resumed = diffusion.train_diffusion(tmp_path / "cut", **cut, judge=WEIGHTS)
+    for part in ("vae", "unet"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        first, second = _weights(whole / name), _weights(resumed / name)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            np.testing.assert_array_equal(value, second[key], err_msg=key)
+    record = json.loads((resumed / "training.json").read_text())
+    assert 0 <= record["measured"]["label"]["correct"] < 0.7, "three steps cannot draw"
+    assert (resumed / "samples.png").is_file()
+    assert "judge" in (resumed / "MODEL_CARD.md").read_text()
+    with pytest.raises(ConfigError, match="other settings"):
+        diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4})
+    with pytest.raises(ConfigError, match="exists"):
+        diffusion.train_diffusion(tmp_path / "cut", **TINY)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seed": 10_000}, "kept for held-out"),
+        ({"steps": 0}, "at least one step"),
+        ({"n_scenes": 8}, "n_scenes >= 32"),
+        ({"stop_at": 1}, "no checkpoint folder"),
+    ],
+)
+def test_diffusion_training_refuses_wrong_settings(tmp_path, wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        diffusion.train_diffusion(tmp_path / "out", **{**TINY, **wrong})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classifier_training_goes_on_to_the_same_weights(tmp_path):
+    whole = classifier.train_classifier(tmp_path / "whole", **JUDGED, scenes=tmp_path / "scenes")
+    cut = {**JUDGED, "checkpoint": tmp_path / "state", "scenes": tmp_path / "scenes"}
+    stopped = classifier.train_classifier(tmp_path / "cut", **cut, save_every=1, stop_at=2)
+    assert stopped is None and not (tmp_path / "cut").exists()
+    resumed = classifier.train_classifier(tmp_path / "cut", **cut)
+    first, second = (_weights(f / "model.safetensors") for f in (whole, resumed))
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key], err_msg=key)
+    assert json.loads((resumed / "config.json").read_text())["label_names"] == list(CATEGORIES)
+    with pytest.raises(ConfigError, match="other settings"):
+        classifier.train_classifier(tmp_path / "more", **{**cut, "steps": 4})
+    with pytest.raises(ConfigError, match="n_scenes >= batch_size"):
+        classifier.train_classifier(tmp_path / "more", **{**JUDGED, "n_scenes": 8})
+    with pytest.raises(ConfigError, match="trained on"):
+        classifier.measure(resumed, n=6, seed=0)

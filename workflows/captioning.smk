@@ -1,0 +1,79 @@
+# A caption for every voxel: weights of an encoder, projected on a library of natural embeddings and put into words. A folder or a
+# store of one's own is no input that the graph waits for, as with one's own recordings.
+
+LIBRARY = CAPTIONING.get("library", {})
+
+
+rule library:
+    input:
+        card=lambda w: f"{OUT}/models/{CAPTIONING['model']}.json",
+        images=lambda w: stimuli_source(LIBRARY["study"]) if "study" in LIBRARY else [],
+    output:
+        OUT + "/captioning/library.json",
+    log:
+        OUT + "/logs/library.log",
+    benchmark:
+        OUT + "/benchmarks/library.tsv"
+    params:
+        model=lambda w: model_options(CAPTIONING["model"]),
+        folder=lambda w: stimuli_folder(LIBRARY["study"]) if "study" in LIBRARY else LIBRARY["folder"],
+        store=OUT + "/features/store",
+        # Embeddings as the model gives them: their norms count.
+        options=options(layers=["output"], pooling="mean", autocast=config["features"]["autocast"]),
+    threads: resource("library", "threads")
+    resources:
+        **needs("library"),
+    shell:
+        "brainalign features {params.model} --stimuli {params.folder} --store {params.store}"
+        " --out {output} {params.options}"
+        " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
+
+
+rule caption:
+    input:
+        encoded=lambda w: f"{OUT}/encoding/{CAPTIONING['study']}/{w.subject}/{CAPTIONING['model']}",
+        library=lambda w: [] if "store" in LIBRARY else f"{OUT}/captioning/library.json",
+    output:
+        captions=directory(OUT + "/captioning/captions/{subject}"),
+    log:
+        OUT + "/logs/caption/{subject}.log",
+    benchmark:
+        OUT + "/benchmarks/caption/{subject}.tsv"
+    params:
+        library=LIBRARY.get("store", OUT + "/captioning/library.json"),
+        options=lambda w: options(
+            model=model_settings(CAPTIONING["model"]),
+            seed=config["seed"],
+            **{k: CAPTIONING[k] for k in ("captioner", "draws", "temperature", "beam", "max_tokens")},
+        ),
+    threads: resource("caption", "threads")
+    resources:
+        **needs("caption"),
+    shell:
+        "brainalign caption --encoded {input.encoded} --library {params.library}"
+        " --out {output.captions} {params.options} --device {config[features][device]} 2> {log}"
+
+
+rule captioning_section:
+    input:
+        captions=[f"{OUT}/captioning/captions/{subject}" for subject in CAPTIONING.get("subjects", [])],
+        encoded=[
+            f"{OUT}/encoding/{CAPTIONING['study']}/{subject}/{CAPTIONING['model']}"
+            for subject in CAPTIONING.get("subjects", [])
+        ],
+    output:
+        section=directory(OUT + "/sections/captioning"),
+    log:
+        OUT + "/logs/captioning_section.log",
+    benchmark:
+        OUT + "/benchmarks/captioning_section.tsv"
+    params:
+        options=options(
+            rois=CAPTIONING.get("rois"), clusters=CAPTIONING.get("clusters"), seed=config["seed"]
+        ),
+    threads: resource("evaluate", "threads")
+    resources:
+        **needs("evaluate"),
+    shell:
+        "brainalign captioning-section {input.captions} --encoded {input.encoded}"
+        " --out {output.section} {params.options} 2> {log}"
