@@ -148,7 +148,7 @@ class ImageFeatures(nn.Module):
         self.module = model.module
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return one array a layer, (image, *pooled_shape), for (image, 3, row, column)."""
+        """Return one array a layer, as `extract` shapes it, for images (image, 3, row, column)."""
         found: dict[tuple[str, Pooling], Tensor] = {}
         names = list(dict.fromkeys(layer for layer, _ in self.layers))
 
