@@ -20,6 +20,7 @@ SECTIONS = {
     "Temporal response functions": ("trf",),
     "Representational similarity": ("rsa",),
     "Permutation test and bootstrap": ("significance",),
+    "Voxel weights on a library of embeddings": ("scuba",),
     "One subject of the size of NSD, from disk to disk": ("nsd",),
     "On a GPU": ("gpu",),
 }
@@ -45,6 +46,7 @@ Ratios travel between machines better than times do: run the scripts on yours.
 ```bash
 make setup                                        # or: pip install himalaya mtrf
 OMP_NUM_THREADS=2 python benchmarks/ridge.py     # and banded.py, trf.py, rsa.py, nsd.py, scaling.py
+OMP_NUM_THREADS=2 python benchmarks/scuba.py     # embeddings of 2 GB on disk, some minutes
 OMP_NUM_THREADS=2 python benchmarks/attention_lightning.py    # and attention_neighborhood.py
 python benchmarks/gpu.py                         # on a machine with a CUDA device; attention_gpu.py
 python benchmarks/report.py

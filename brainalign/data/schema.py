@@ -118,6 +118,7 @@ _NEUROID_COORDS = {
 }
 _STIMULUS_ID = Field((("stimulus",),), "text", check=_filled, rule="a non-empty name")
 _PRESENTATION = (("presentation",), ("time",))
+_CAPTION = (("caption",), ("neuroid", "draw"))
 
 
 def _time_needs_rate(ds: xr.Dataset) -> str | None:
@@ -140,6 +141,16 @@ def _presented(ds: xr.Dataset) -> str | None:
         return None
     empty = int((ds["stimulus_id"].values.astype(str) == "").sum())
     return f"'stimulus_id' is empty for {empty} presentations" if empty else None
+
+
+def _captions_of_voxels(ds: xr.Dataset) -> str | None:
+    if "neuroid" not in ds["caption"].dims:
+        return None
+    missing = [c for c in ("neuroid_id", "roi", "hemisphere") if c not in ds.variables]
+    if missing:
+        return f"captions of voxels need {missing[0]!r} on 'neuroid'"
+    ids = ds["neuroid_id"].values.astype(str)
+    return None if len(set(ids.tolist())) == len(ids) else "'neuroid_id' must not repeat"
 
 
 def _symmetric(ds: xr.Dataset) -> str | None:
@@ -275,10 +286,20 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "captions",
             {
-                "caption": Field((("caption",),), "text"),
+                # Of stimuli, one after the other; of voxels, one for each draw of the library.
+                "caption": Field(_CAPTION, "text"),
                 "stimulus_id": Field((("caption",),), "text", required=False),
-                "neuroid_id": Field((("caption",),), "text", required=False),
+                "neuroid_id": Field((("caption",), ("neuroid",)), "text", required=False),
+                "prediction": Field(_CAPTION, required=False),
+                "percentile": Field(
+                    _CAPTION, required=False, check=_unit_interval, rule="between 0 and 1"
+                ),
+                "source_id": Field(_CAPTION, "text", required=False),
+                "captioner": Field(((),), "text", required=False),
+                "model": Field(((),), "text", required=False),
+                "layer": Field(((),), "text", required=False),
             },
+            rules=(_captions_of_voxels,),
         ),
         Schema(
             "images",

@@ -1,0 +1,588 @@
+"""Captions of image embeddings: ClipCap, and vision-language models of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from brainalign.data.store import atomic_dir
+from brainalign.device import resolve_device
+from brainalign.errors import (
+    ConfigError,
+    MissingDependencyError,
+    SchemaError,
+    UnavailableError,
+    UnknownNameError,
+    near,
+)
+
+__all__ = [
+    "BEAMS",
+    "MAX_TOKENS",
+    "SMALL_CAPTIONER",
+    "Captioner",
+    "ClipCap",
+    "VisionLanguageCaptioner",
+    "beam_search",
+    "load_captioner",
+]
+
+#: The name of the small decoder that comes with the package.
+SMALL_CAPTIONER = "small-captioner"
+#: Beams and longest caption in tokens, as published.
+BEAMS, MAX_TOKENS = 5, 67
+_SOURCES = ("clipcap:", "transformers:")
+_CONFIG, _WEIGHTS = "captioner_config.json", "captioner.safetensors"
+#: Buffers of attention masks that old versions of transformers stored.
+_MASKS = re.compile(r"\.attn\.(masked_)?bias$")
+
+
+class Captioner(Protocol):
+    """What turns image embeddings into words."""
+
+    @property
+    def n_features(self) -> int:
+        """The number of features of an embedding."""
+
+    def caption(
+        self,
+        embeddings: ArrayLike,
+        *,
+        beams: int = BEAMS,
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = 32,
+        progress: bool | None = None,
+    ) -> list[str]:
+        """Return a caption of every embedding, shape (n, n_features), not normalised."""
+
+
+def beam_search(
+    step: Callable[[Tensor | None, Tensor | None], Tensor],
+    n: int,
+    *,
+    beams: int,
+    max_tokens: int,
+    stop: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Search for the token sequences of the highest mean log-probability.
+
+    .. math:: \max_t \; \frac{1}{\lvert t \rvert} \sum_i \log p(t_i \mid t_{<i})
+
+    In each step every sequence that has not stopped is continued by each token, and the best
+    `beams` by their mean so far are kept, those that have stopped among them.
+
+    Parameters
+    ----------
+    step : callable
+        Called with None, None it returns the logits (n, n_tokens) of the first token. Called with
+        the tokens (n * beams,) chosen last and the rows (n * beams,) of the former call that each
+        of them continues, it returns the logits (n * beams, n_tokens) of the next.
+    n : int
+        How many searches run beside one another.
+    beams : int
+        How many sequences each keeps.
+    max_tokens : int
+        The longest sequence, its stop token included.
+    stop : sequence of int
+        The tokens that end a sequence.
+
+    Returns
+    -------
+    tokens : Tensor of int, shape (n, beams, length)
+        From the best to the worst; behind a stop token, repetitions of it.
+    lengths : Tensor of int, shape (n, beams)
+        In tokens, the stop token included.
+    scores : Tensor, shape (n, beams)
+        Mean log-probability.
+
+    References
+    ----------
+    Mokady et al. (2021), ClipCap: CLIP prefix for image captioning.
+    """
+    first = step(None, None).float().log_softmax(-1)
+    size = first.shape[1]
+    device = first.device
+    ends = torch.tensor([*stop], device=device)
+    # Where there are fewer tokens than beams, the rest cannot be continued from.
+    total, chosen = first.topk(min(beams, size), dim=1)
+    short = beams - total.shape[1]
+    if short:
+        total = torch.nn.functional.pad(total, (0, short), value=-torch.inf)
+        chosen = torch.nn.functional.pad(chosen, (0, short))
+    tokens = chosen[:, :, None]
+    lengths = torch.ones_like(chosen)
+    stopped = torch.isin(chosen, ends)
+    rows = torch.arange(n, device=device)[:, None].expand(n, beams)
+    for _ in range(max_tokens - 1):
+        if bool(stopped.all()):
+            break
+        logits = step(tokens[:, :, -1].reshape(-1), rows.reshape(-1))
+        following = logits.float().log_softmax(-1).view(n, beams, size)
+        # A sequence that has stopped has one continuation: itself.
+        following = following.masked_fill(stopped[:, :, None], -torch.inf)
+        itself = tokens[:, :, -1:]
+        following = torch.where(
+            stopped[:, :, None],
+            following.scatter(2, itself, torch.zeros_like(itself, dtype=following.dtype)),
+            following,
+        )
+        longer = lengths + (~stopped).to(lengths.dtype)
+        sums = total[:, :, None] + following
+        mean = (sums / longer[:, :, None]).view(n, -1)
+        best = mean.topk(beams, dim=1).indices
+        source, token = best // size, best % size
+        total = sums.view(n, -1).gather(1, best)
+        lengths = longer.gather(1, source)
+        tokens = torch.cat(
+            [tokens.gather(1, source[:, :, None].expand(-1, -1, tokens.shape[2])),
+             token[:, :, None]], dim=2,
+        )  # fmt: skip
+        stopped = stopped.gather(1, source) | torch.isin(token, ends)
+        rows = torch.arange(n, device=device)[:, None] * beams + source
+    scores, order = (total / lengths).sort(dim=1, descending=True, stable=True)
+    tokens = tokens.gather(1, order[:, :, None].expand_as(tokens))
+    return tokens, lengths.gather(1, order), scores
+
+
+class ClipCap(nn.Module):
+    r"""A caption decoder of ClipCap's form: an embedding becomes a prefix that GPT-2 continues.
+
+    .. math:: p = W_2 \tanh(W_1 x + b_1) + b_2
+
+    with p the embeddings of the first ``prefix_length`` tokens.
+
+    Parameters
+    ----------
+    gpt : transformers.GPT2LMHeadModel
+        The language model.
+    tokenizer : transformers tokenizer
+        Its tokenizer.
+    n_features : int
+        Of an image embedding: 512 for CLIP ViT-B/32.
+    prefix_length : int
+        Tokens of the prefix.
+    stop : str
+        Ends a caption; one token.
+
+    References
+    ----------
+    Mokady et al. (2021), ClipCap: CLIP prefix for image captioning.
+    """
+
+    def __init__(
+        self, gpt: Any, tokenizer: Any, n_features: int, *, prefix_length: int = 10, stop: str = "."
+    ) -> None:
+        super().__init__()
+        width = gpt.config.n_embd
+        out = width * prefix_length
+        self.gpt, self._features = gpt, n_features
+        self.clip_project = nn.Module()
+        self.clip_project.model = nn.Sequential(
+            nn.Linear(n_features, out // 2), nn.Tanh(), nn.Linear(out // 2, out)
+        )
+        self.tokenizer, self.prefix_length, self.stop = tokenizer, prefix_length, stop
+        end = _stop_token(tokenizer, stop)
+        if end is None:
+            raise ConfigError(f"The stop {stop!r} is not one token of the tokenizer.")
+        ends = {end, tokenizer.eos_token_id}
+        self.ends = sorted(i for i in ends if i is not None)
+        room = gpt.config.n_positions - prefix_length
+        if room < 1:
+            raise ConfigError(
+                f"The language model has {gpt.config.n_positions} positions, no more than the "
+                f"prefix of {prefix_length}."
+            )
+        self.room = room
+
+    @property
+    def n_features(self) -> int:
+        """The number of features of an embedding."""
+        return self._features
+
+    def prefix(self, embeddings: Tensor) -> Tensor:
+        """Return the prefix of embeddings, shape (n, prefix_length, width)."""
+        made: Tensor = self.clip_project.get_submodule("model")(embeddings)
+        return made.view(len(embeddings), self.prefix_length, -1)
+
+    @torch.no_grad()
+    def caption(
+        self,
+        embeddings: ArrayLike,
+        *,
+        beams: int = BEAMS,
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = 32,
+        progress: bool | None = None,
+    ) -> list[str]:
+        """Return the best caption of every embedding by beam search.
+
+        Parameters
+        ----------
+        embeddings : array-like, shape (n, n_features)
+            Not normalised: the decoder was trained on embeddings as CLIP gives them.
+        beams, max_tokens : int
+            As published, 5 and 67.
+        batch_size : int
+            Embeddings searched beside one another.
+        progress : bool, optional
+            Whether to draw a progress bar; by default in a terminal.
+
+        Raises
+        ------
+        SchemaError
+            If the embeddings are not finite or have another number of features.
+        ConfigError
+            If a caption could grow longer than the language model's positions.
+        """
+        x = _embeddings(embeddings, self.n_features, 2)
+        _check_search(beams, max_tokens, batch_size)
+        if max_tokens > self.room:
+            raise ConfigError(
+                f"max_tokens is {max_tokens}; the language model has room for {self.room}."
+            )
+        device = next(self.parameters()).device
+        said: list[str] = []
+        for part in _batches(len(x), batch_size, progress):
+            prefix = self.prefix(x[part].to(device, next(self.parameters()).dtype))
+            step = _Continuation(self.gpt, prefix, beams)
+            tokens, lengths, _ = beam_search(
+                step, len(prefix), beams=beams, max_tokens=max_tokens, stop=self.ends
+            )
+            for ids, length in zip(tokens[:, 0].tolist(), lengths[:, 0].tolist(), strict=True):
+                text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+                said.append(" ".join(text.split()))
+        return said
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the decoder as a folder: float16 weights, configuration and tokenizer."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        config = {
+            "n_features": self.n_features,
+            "prefix_length": self.prefix_length,
+            "stop": self.stop,
+            "gpt2": {
+                k: getattr(self.gpt.config, k)
+                for k in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head",
+                          "bos_token_id", "eos_token_id")
+            },
+        }  # fmt: skip
+        tied = self.gpt.lm_head.weight is self.gpt.transformer.wte.weight
+        half = {
+            k: v.detach().cpu().half().contiguous()
+            for k, v in self.state_dict().items()
+            if not (tied and k == "gpt.lm_head.weight")
+        }
+        with atomic_dir(folder, overwrite=overwrite) as made:
+            (made / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            save_file(half, made / _WEIGHTS, metadata={"format": "pt"})
+            (made / _WEIGHTS).chmod(0o644)  # safetensors lets only the owner read
+            self.tokenizer.save_pretrained(made)
+        return folder
+
+
+class _Continuation:
+    """Logits of the next token of sequences that grow from prefixes, with a cache of the past."""
+
+    def __init__(self, gpt: Any, prefix: Tensor, beams: int) -> None:
+        self.gpt, self.prefix, self.beams = gpt, prefix, beams
+        self.past: Any = None
+
+    def __call__(self, tokens: Tensor | None, rows: Tensor | None) -> Tensor:
+        if tokens is None or rows is None:
+            out = self.gpt(inputs_embeds=self.prefix, use_cache=True)
+        else:
+            # The first rows are those of the prefixes, later ones those of the beams.
+            self.past.reorder_cache(rows)
+            out = self.gpt(input_ids=tokens[:, None], past_key_values=self.past, use_cache=True)
+        self.past = out.past_key_values
+        return out.logits[:, -1]
+
+
+class VisionLanguageCaptioner:
+    """A vision-language model of transformers whose vision tower is replaced by given states.
+
+    It is for models that pass the hidden states of a tower named ``vision_model`` or
+    ``image_encoder`` to the language part, such as GIT and BLIP-2. The embeddings take the place of
+    these states, so they must come from the same tower: the features of a voxel's encoder are then
+    the tower's states, pooled (one state for all tokens) or whole.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        With ``generate``.
+    tokenizer : transformers tokenizer
+        Its tokenizer.
+    stop : str
+        Ends a caption, beside the model's own end token, where it is one token.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, stop: str = ".") -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.tower = _tower(model)
+        end = _stop_token(tokenizer, stop)
+        text = getattr(model.config, "text_config", None) or model.config
+        own = [model.generation_config.eos_token_id, text.eos_token_id, tokenizer.eos_token_id]
+        ends = [e for o in own if o is not None for e in (o if isinstance(o, list) else [o])]
+        self.ends = sorted({*ends, *([] if end is None else [end])})
+
+    @property
+    def n_features(self) -> int:
+        """The number of features of a state of the vision tower."""
+        return int(self.model.config.vision_config.hidden_size)
+
+    @torch.no_grad()
+    def caption(
+        self,
+        embeddings: ArrayLike,
+        *,
+        beams: int = BEAMS,
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = 32,
+        progress: bool | None = None,
+    ) -> list[str]:
+        """Return a caption of every embedding by the model's own beam search.
+
+        Parameters
+        ----------
+        embeddings : array-like, shape (n, n_features) or (n, n_tokens, n_features)
+            States of the vision tower: one, or as many as it gives an image.
+        beams, max_tokens, batch_size, progress
+            As in `ClipCap.caption`.
+
+        Raises
+        ------
+        SchemaError
+            If the embeddings are not finite or have another number of features.
+        """
+        x = _embeddings(embeddings, self.n_features, 3)
+        _check_search(beams, max_tokens, batch_size)
+        device = next(self.model.parameters()).device
+        dtype = next(self.model.parameters()).dtype
+        size = self.model.config.vision_config.image_size
+        said: list[str] = []
+        for part in _batches(len(x), batch_size, progress):
+            states = x[part].to(device, dtype)
+            if states.ndim == 2:
+                states = states[:, None]
+            with _in_place_of(self.tower, states):
+                ids = self.model.generate(
+                    pixel_values=torch.zeros(
+                        len(states), 3, size, size, device=device, dtype=dtype
+                    ),
+                    num_beams=beams, do_sample=False, max_new_tokens=max_tokens,
+                    eos_token_id=self.ends,
+                )  # fmt: skip
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            said += [" ".join(t.split()) for t in texts]
+        return said
+
+
+@contextlib.contextmanager
+def _in_place_of(tower: nn.Module, states: Tensor) -> Iterator[None]:
+    """Let a vision tower return given states, whatever it is shown."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    def forward(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        # A beam search may repeat pictures; the states are repeated like them.
+        shown = states.repeat_interleave(len(pixel_values) // len(states), dim=0)
+        return BaseModelOutputWithPooling(last_hidden_state=shown, pooler_output=shown[:, 0])
+
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        del tower.forward
+
+
+def _stop_token(tokenizer: Any, stop: str) -> int | None:
+    """Return the token of `stop` as it stands behind a word, or None where it is not one."""
+    ids = tokenizer.encode("a" + stop, add_special_tokens=False, padding=False)
+    return int(ids[-1]) if len(ids) and tokenizer.decode([ids[-1]]).strip() == stop else None
+
+
+def _tower(model: Any) -> nn.Module:
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("vision_model", "image_encoder"):
+            return module
+    raise ConfigError(
+        f"{type(model).__name__} has no vision tower named vision_model or image_encoder.",
+        "Use a model such as GIT or BLIP-2.",
+    )
+
+
+def load_captioner(
+    name: str | Path, *, tokenizer: str | Path = "gpt2", device: str | torch.device = "auto"
+) -> ClipCap | VisionLanguageCaptioner:
+    """Load a captioner by name or path.
+
+    Parameters
+    ----------
+    name : str or path
+        ``small-captioner``, the small decoder that comes with the package; a folder that
+        `ClipCap.save` wrote; ``clipcap:FILE``, a checkpoint of ClipCap with its MLP (such as
+        ``coco_weights.pt``); ``transformers:ID_OR_PATH``, see `VisionLanguageCaptioner`.
+    tokenizer : str or path
+        Of a ``clipcap:`` checkpoint, which holds none: a name or folder for transformers.
+    device : str or torch.device
+        See `brainalign.device.resolve_device`.
+
+    Raises
+    ------
+    UnavailableError
+        If there is no such file or folder, or it cannot be had.
+    SchemaError
+        If a checkpoint does not hold what it should.
+    UnknownNameError
+        If the name is of no known kind.
+    MissingDependencyError
+        If transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Captions need the package transformers.",
+            'Install it with: pip install "brainalign[generation]"',
+        ) from error
+    where, text = resolve_device(device), str(name)
+    if text == SMALL_CAPTIONER:
+        folder = Path(str(files("brainalign"))) / "small_models" / "weights" / "small_captioner"
+        return _from_folder(folder, transformers).to(where).eval()
+    if text.startswith("clipcap:"):
+        made = _from_checkpoint(Path(text.removeprefix("clipcap:")), tokenizer, transformers)
+        return made.to(where).eval()
+    if text.startswith("transformers:"):
+        return _from_transformers(text.removeprefix("transformers:"), transformers, where)
+    if Path(name).is_dir():
+        return _from_folder(Path(name), transformers).to(where).eval()
+    known = [SMALL_CAPTIONER, *_SOURCES]
+    raise UnknownNameError(
+        f"There is no captioner {text!r}, and no such folder.{near(text, known)}",
+        f"Give {SMALL_CAPTIONER!r}, a folder, clipcap:FILE or transformers:ID_OR_PATH.",
+    )
+
+
+def _from_folder(folder: Path, transformers: Any) -> ClipCap:
+    from safetensors.torch import load_file
+
+    if not (folder / _CONFIG).is_file():
+        raise UnavailableError(
+            f"{folder} holds no captioner: there is no {_CONFIG} in it.",
+            "Give a folder that ClipCap.save wrote.",
+        )
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config["gpt2"]))
+    made = ClipCap(
+        gpt, tokenizer, config["n_features"], prefix_length=config["prefix_length"],
+        stop=config["stop"],
+    )  # fmt: skip
+    _put(made, {k: v.float() for k, v in load_file(folder / _WEIGHTS).items()}, folder)
+    return made
+
+
+def _from_checkpoint(path: Path, tokenizer: str | Path, transformers: Any) -> ClipCap:
+    if not path.is_file():
+        raise UnavailableError(f"There is no checkpoint {path}.")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or "clip_project.model.0.weight" not in state:
+        raise SchemaError(
+            f"{path} is no ClipCap checkpoint with an MLP: it has no clip_project.model.0.weight.",
+            "Checkpoints with a transformer as mapping network are not read.",
+        )
+    state = {k: v.float() for k, v in state.items() if not _MASKS.search(k)}
+    vocabulary, width = state["gpt.transformer.wte.weight"].shape
+    layers = {int(m[1]) for k in state if (m := re.match(r"gpt\.transformer\.h\.(\d+)\.", k))}
+    prefix_length, rest = divmod(len(state["clip_project.model.2.bias"]), width)
+    if rest or width % 64:
+        raise SchemaError(
+            f"{path}: the prefix ({len(state['clip_project.model.2.bias'])}) is no multiple of the "
+            f"width ({width}), or that none of the 64 of a GPT-2 head."
+        )
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_positions=len(state["gpt.transformer.wpe.weight"]), n_embd=width,
+        n_layer=len(layers), n_head=width // 64,
+    )  # fmt: skip
+    try:
+        words = transformers.AutoTokenizer.from_pretrained(str(tokenizer))
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"The tokenizer {str(tokenizer)!r} of the checkpoint could not be had: "
+            f"{str(error).splitlines()[0]}",
+            "Give a folder with GPT-2's tokenizer.",
+        ) from error
+    n_features = state["clip_project.model.0.weight"].shape[1]
+    gpt = transformers.GPT2LMHeadModel(config)
+    made = ClipCap(gpt, words, n_features, prefix_length=prefix_length)
+    _put(made, state, path)
+    return made
+
+
+def _put(made: ClipCap, state: dict[str, Tensor], path: Path) -> None:
+    # The output layer of GPT-2 is its input layer: one of them is enough.
+    state.setdefault("gpt.lm_head.weight", state["gpt.transformer.wte.weight"])
+    try:
+        made.load_state_dict(state)
+    except RuntimeError as error:
+        raise SchemaError(f"The weights of {path} do not fit: {error}") from error
+
+
+def _from_transformers(
+    name: str, transformers: Any, device: torch.device
+) -> VisionLanguageCaptioner:
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        classes = config.architectures or []
+        cls = (
+            getattr(transformers, classes[0])
+            if classes
+            else transformers.AutoModelForImageTextToText
+        )
+        model = cls.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
+            "Check the name, or give a folder that save_pretrained wrote.",
+        ) from error
+    return VisionLanguageCaptioner(model.to(device), tokenizer)
+
+
+def _embeddings(embeddings: ArrayLike, n_features: int, most_dims: int) -> Tensor:
+    x = torch.as_tensor(np.require(np.asarray(embeddings), dtype=np.float32, requirements=["W"]))
+    if not 2 <= x.ndim <= most_dims or x.shape[-1] != n_features:
+        raise SchemaError(
+            f"The captioner takes embeddings of {n_features} features; these have shape "
+            f"{tuple(x.shape)}.",
+            "Use the captioner of the CLIP model that the encoder was fitted to.",
+        )
+    bad = torch.nonzero(~torch.isfinite(x).flatten(1).all(1))
+    if len(bad):
+        raise SchemaError(f"{len(bad)} embeddings are not finite, the first is {int(bad[0])}.")
+    return x
+
+
+def _check_search(beams: int, max_tokens: int, batch_size: int) -> None:
+    if beams < 1 or max_tokens < 1 or batch_size < 1:
+        raise ConfigError(
+            f"beams, max_tokens and batch_size are at least 1; got {beams}, {max_tokens} and "
+            f"{batch_size}."
+        )
+
+
+def _batches(n: int, size: int, progress: bool | None) -> Any:
+    parts = [slice(i, i + size) for i in range(0, n, size)]
+    return tqdm(parts, desc="caption", disable=None if progress is None else not progress)

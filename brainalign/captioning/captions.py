@@ -1,0 +1,498 @@
+"""Captions of voxels: projected weights put into words, and how faithful the words are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from brainalign.captioning.captioner import (
+    BEAMS,
+    MAX_TOKENS,
+    SMALL_CAPTIONER,
+    Captioner,
+    load_captioner,
+)
+from brainalign.captioning.projection import (
+    DRAWS,
+    TEMPERATURE,
+    embedding_weights,
+    project,
+)
+from brainalign.captioning.words import Tagger, nouns
+from brainalign.data.schema import validate
+from brainalign.data.store import provenance, read, write
+from brainalign.encoding.align import feature_matrix, neuroid_coords
+from brainalign.encoding.model import predict
+from brainalign.encoding.result import read_result
+from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+from brainalign.features import load_model
+from brainalign.features.layers import OUTPUT
+
+if TYPE_CHECKING:
+    from brainalign.features.models import Model
+
+__all__ = [
+    "caption_best_images",
+    "caption_encoder",
+    "caption_result",
+    "caption_voxels",
+    "predict_texts",
+    "voxel_table",
+]
+
+_TEXTS_AT_ONCE = 256
+_OTHERS = 1000
+_NEUROIDS_AT_ONCE = 4096
+
+
+def predict_texts(
+    encoder: xr.Dataset, texts: Sequence[str], model: Model | str | None = None
+) -> NDArray[np.float32]:
+    r"""Return what an encoder predicts for texts, through the model's text tower.
+
+    .. math:: \hat y = W \frac{\rho \, \hat t - \mu}{\sigma} + b, \qquad
+              \rho^2 = \sum_j \mu_j^2 + \sigma_j^2
+
+    with :math:`\hat t` the unit embedding of a text and :math:`\rho` the root mean square norm of
+    the embeddings that the encoder was fitted to, which is 1 where these were of unit norm.
+
+    Parameters
+    ----------
+    encoder : Dataset
+        ``encoder`` schema, of the output of a CLIP model.
+    texts : sequence of str
+    model : Model or str, optional
+        The CLIP model; by default the encoder's own, by its name.
+
+    Returns
+    -------
+    ndarray, shape (n_texts, n_neuroids)
+        In the unit of the responses.
+    """
+    embeddings = _text_embeddings(encoder, texts, model)
+    weights = np.asarray(encoder["weights"].values, dtype=np.float64)
+    return (embeddings @ weights.T + encoder["intercept"].values).astype(np.float32)
+
+
+def _text_embeddings(
+    encoder: xr.Dataset, texts: Sequence[str], model: Model | str | None
+) -> NDArray[np.float64]:
+    """Return embeddings of texts, standardised as the encoder's features."""
+    import torch
+
+    embedding_weights(encoder)  # raises where the encoder is not one of embeddings
+    named = str(encoder["model"].values) if model is None else model
+    clip = load_model(named) if isinstance(named, str) else named
+    with torch.no_grad():
+        parts = [
+            clip.encode_text([*texts[i : i + _TEXTS_AT_ONCE]]).float().cpu().numpy()
+            for i in range(0, len(texts), _TEXTS_AT_ONCE)
+        ]
+    t = np.concatenate(parts).astype(np.float64)
+    mean, scale = encoder["feature_mean"].values, encoder["feature_scale"].values
+    if t.shape[1] != len(mean):
+        raise SchemaError(
+            f"The texts have {t.shape[1]} features and the encoder {len(mean)}.",
+            "Fit the encoder to the output of a CLIP model: images and texts share its space.",
+        )
+    t *= np.sqrt((mean**2 + scale**2).sum()) / np.linalg.norm(t, axis=1, keepdims=True)
+    return (t - mean) / scale
+
+
+def caption_voxels(
+    encoder: xr.Dataset,
+    embeddings: ArrayLike,
+    captioner: Captioner,
+    *,
+    model: Model | str | None = None,
+    beams: int = BEAMS,
+    max_tokens: int = MAX_TOKENS,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Caption an embedding of every voxel and draw, and check the words by the encoder.
+
+    Parameters
+    ----------
+    encoder : Dataset
+        ``encoder`` schema.
+    embeddings : array-like, shape (n_draws, n_neuroids, n_features)
+        Of `project`, not normalised.
+    captioner : Captioner
+        See `load_captioner`.
+    model : Model or str, optional
+        The CLIP model; by default the encoder's own.
+    beams, max_tokens, batch_size
+        Of the search.
+    seed : int
+        Draws the captions of other voxels that a voxel's are ranked among.
+    progress : bool, optional
+        Whether to draw a progress bar; by default in a terminal.
+
+    Returns
+    -------
+    Dataset
+        ``captions`` schema: ``caption``; ``prediction``, the encoder's for the caption's text, in
+        the unit of the responses; ``percentile``, the share of up to 1,000 captions of other voxels
+        for which it predicts this voxel less (ties count half), all (neuroid, draw).
+    """
+    x = np.asarray(embeddings, dtype=np.float32)
+    n = encoder.sizes["neuroid"]
+    if x.ndim != 3 or x.shape[1] != n:
+        raise SchemaError(
+            f"Embeddings of voxels are (draw, neuroid, feature) of {n} neuroids; these have shape "
+            f"{x.shape}."
+        )
+    flat = captioner.caption(
+        np.swapaxes(x, 0, 1).reshape(n * len(x), -1),
+        beams=beams, max_tokens=max_tokens, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return _checked(encoder, np.array(flat, dtype=str).reshape(n, len(x)), model, seed)
+
+
+def _checked(
+    encoder: xr.Dataset, grid: NDArray[np.str_], model: Model | str | None, seed: int
+) -> xr.Dataset:
+    """Return captions (neuroid, draw) with the encoder's predictions for them."""
+    distinct, number = np.unique(grid, return_inverse=True)
+    number = number.reshape(grid.shape)
+    embedded = _text_embeddings(encoder, distinct.tolist(), model)
+    weights = np.asarray(encoder["weights"].values, dtype=np.float64)
+    intercept = encoder["intercept"].values
+    prediction = np.empty(grid.shape)
+    percentile = np.full(grid.shape, np.nan)
+    rng = np.random.default_rng(seed)
+    flat = number.ravel()
+    drawn = rng.choice(len(flat), size=min(_OTHERS, len(flat)), replace=False)
+    source = drawn // grid.shape[1]
+    for start in range(0, len(grid), _NEUROIDS_AT_ONCE):
+        t = slice(start, start + _NEUROIDS_AT_ONCE)
+        own = np.einsum("vkf,vf->vk", embedded[number[t]], weights[t])
+        prediction[t] = own + intercept[t, None]
+        others = weights[t] @ embedded[flat[drawn]].T
+        mine = source[None] == np.arange(start, start + len(own))[:, None]
+        count = (~mine).sum(axis=1)
+        for k in range(grid.shape[1]):
+            value = own[:, k : k + 1]
+            # The same caption of another voxel is a tie, whatever the order of summation.
+            same = (flat[drawn][None] == number[t][:, k : k + 1]) & ~mine
+            below = ((others < value) & ~mine & ~same).sum(axis=1) + 0.5 * same.sum(axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                percentile[t, k] = below / count
+    ds = xr.Dataset(
+        {
+            "caption": (("neuroid", "draw"), grid),
+            "prediction": (
+                ("neuroid", "draw"), prediction.astype(np.float32),
+                {"units": str(encoder.attrs.get("units", ""))},
+            ),
+            "percentile": (("neuroid", "draw"), percentile.astype(np.float32), {"units": ""}),
+        },
+        coords={k: str(encoder[k].values) for k in ("model", "layer")},
+        attrs={"subject": str(encoder.attrs.get("subject", "")), "seed": seed},
+    )  # fmt: skip
+    return validate(ds.merge(neuroid_coords(encoder), combine_attrs="override"), "captions")
+
+
+def caption_encoder(
+    encoder: xr.Dataset,
+    library: Any,
+    captioner: Captioner | str | Path,
+    *,
+    model: Model | str | None = None,
+    temperature: float = TEMPERATURE,
+    n_draws: int = DRAWS,
+    seed: int = 0,
+    beams: int = BEAMS,
+    max_tokens: int = MAX_TOKENS,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Caption every voxel of an encoder: BrainSCUBA from the weights to the words.
+
+    Parameters
+    ----------
+    encoder : Dataset
+        ``encoder`` schema, of the output of a CLIP model.
+    library : array-like, Dataset, path, or iterable of these
+        See `project`.
+    captioner : Captioner, str or path
+        Or its name, see `load_captioner`.
+    model, beams, max_tokens, batch_size, progress
+        See `caption_voxels`.
+    temperature, n_draws, seed, device
+        See `project`.
+
+    Returns
+    -------
+    Dataset
+        ``captions`` schema, see `caption_voxels`.
+
+    References
+    ----------
+    Luo et al. (2024), BrainSCUBA: Fine-grained natural language captions of visual cortex
+    selectivity, ICLR.
+    """
+    validate(encoder, "encoder")
+    weights = embedding_weights(encoder)
+    said_by, captioner = _named(captioner, device)
+    if captioner.n_features != weights.shape[1]:
+        raise SchemaError(
+            f"The encoder has {weights.shape[1]} features and the captioner takes "
+            f"{captioner.n_features}.",
+            "Use the captioner of the CLIP model that the encoder was fitted to.",
+        )
+    embeddings = project(
+        weights, library, temperature=temperature, n_draws=n_draws, seed=seed, device=device,
+        progress=progress,
+    )  # fmt: skip
+    made = caption_voxels(
+        encoder, embeddings, captioner, model=model, beams=beams, max_tokens=max_tokens,
+        batch_size=batch_size, seed=seed, progress=progress,
+    )  # fmt: skip
+    made = made.assign_coords(captioner=said_by)
+    return made.assign_attrs(method="projection", temperature=temperature, beams=beams)
+
+
+def _named(captioner: Captioner | str | Path, device: str) -> tuple[str, Captioner]:
+    if isinstance(captioner, str | Path):
+        return str(captioner), load_captioner(captioner, device=device)
+    return type(captioner).__name__, captioner
+
+
+def caption_best_images(
+    encoder: xr.Dataset,
+    features: xr.Dataset,
+    captioner: Captioner | str | Path,
+    *,
+    responses: xr.DataArray | None = None,
+    n_images: int = 1,
+    model: Model | str | None = None,
+    seed: int = 0,
+    beams: int = BEAMS,
+    max_tokens: int = MAX_TOKENS,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Caption the real images that each voxel responds to most: the baseline of a projection.
+
+    Parameters
+    ----------
+    encoder : Dataset
+        ``encoder`` schema.
+    features : Dataset
+        ``features`` schema: embeddings, not normalised where the encoder's were not, of images
+        that took no part in the fit.
+    captioner : Captioner, str or path
+        See `load_captioner`.
+    responses : DataArray (stimulus, neuroid), optional
+        With ``stimulus_id``: what is measured for these images. By default what the encoder
+        predicts.
+    n_images : int
+        The best images of each voxel that are captioned, each in place of a draw.
+    model, seed, beams, max_tokens, batch_size, device, progress
+        See `caption_encoder`.
+
+    Returns
+    -------
+    Dataset
+        ``captions`` schema, see `caption_voxels`, with ``source_id`` (neuroid, draw), the image.
+    """
+    said_by, captioner = _named(captioner, device)
+    if responses is None:
+        responses = predict(encoder, features)
+    ids = responses["stimulus_id"].values.astype(str)
+    values = responses.transpose("stimulus", "neuroid").values
+    if values.shape[1] != encoder.sizes["neuroid"]:
+        raise SchemaError(
+            f"The responses have {values.shape[1]} neuroids and the encoder "
+            f"{encoder.sizes['neuroid']}."
+        )
+    if not 1 <= n_images <= len(ids):
+        raise ConfigError(f"n_images is {n_images}; there are {len(ids)} images.")
+    if not np.isfinite(values).all():
+        raise SchemaError("Some responses are not finite, so that no image is the best.")
+    best = np.argsort(-values, axis=0, kind="stable")[:n_images].T
+    shown, number = np.unique(best, return_inverse=True)
+    x = feature_matrix(features, ids[shown].tolist())
+    said = captioner.caption(
+        x, beams=beams, max_tokens=max_tokens, batch_size=batch_size, progress=progress
+    )
+    grid = np.array(said, dtype=str)[number.reshape(best.shape)]
+    made = _checked(encoder, grid, model, seed)
+    made = made.assign(source_id=(("neuroid", "draw"), ids[best]))
+    return made.assign_coords(captioner=said_by).assign_attrs(method="best images", beams=beams)
+
+
+def caption_result(
+    encoded: str | Path,
+    library: Any,
+    out: str | Path,
+    *,
+    captioner: str = SMALL_CAPTIONER,
+    tokenizer: str = "gpt2",
+    layer: str = OUTPUT,
+    q: float | None = 0.05,
+    rois: Sequence[str] | None = None,
+    held_out: str | Path | None = None,
+    model: str | None = None,
+    temperature: float = TEMPERATURE,
+    n_draws: int = DRAWS,
+    seed: int = 0,
+    beams: int = BEAMS,
+    max_tokens: int = MAX_TOKENS,
+    batch_size: int = 32,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Caption the voxels of an encoding result on disk, and write the captions.
+
+    Parameters
+    ----------
+    encoded : path
+        Folder of `brainalign.encoding.write_result`, of a CLIP model.
+    library : path, or several
+        See `project`: a feature manifest, a store or a ``.npy`` file.
+    out : path
+        A ``.zarr`` store that gets the captions; with `held_out` the baseline beside it, under
+        ``NAME-best-images.zarr``.
+    captioner, tokenizer : str
+        See `load_captioner`.
+    layer : str
+        The encoder's layer: the model's output.
+    q : float, optional
+        Only voxels that are predicted with a q-value (false-discovery rate) below this; None for
+        all. What an encoder does not predict has no caption that means anything.
+    rois : sequence of str, optional
+        Only the voxels of these regions.
+    held_out : path, optional
+        Features of images that took no part in the fit, for the baseline.
+    model, temperature, n_draws, seed, beams, max_tokens, batch_size, device
+        See `caption_encoder`.
+    overwrite : bool
+        Whether to replace what stands at `out`.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    UnknownNameError
+        If the result has no encoder of this layer.
+    ConfigError
+        If no voxel is left.
+    """
+    from brainalign.encoding.rois import roi_members
+
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists. Pass overwrite=True to replace it.")
+    result = read_result(encoded)
+    if layer not in result.encoders:
+        raise UnknownNameError(
+            f"{encoded} has no encoder of layer {layer!r}.{near(layer, result.encoders)}",
+            f"It has {', '.join(result.encoders)}. Encode with the model's output alone.",
+        )
+    encoder = result.encoders[layer]
+    ids = encoder["neuroid_id"].values.astype(str)
+    keep = np.ones(len(ids), dtype=bool)
+    if q is not None:
+        if "q" not in result.best:
+            raise ConfigError(
+                f"{encoded} has no q-values.", "Encode with permutations, or pass q=None."
+            )
+        known = dict(
+            zip(result.best["neuroid_id"].values.astype(str), result.best["q"].values, strict=True)
+        )
+        keep &= np.array([known.get(i, np.nan) < q for i in ids.tolist()])
+    if rois is not None:
+        inside = np.unique(np.concatenate([*roi_members(encoder, rois).values()]))
+        keep &= np.isin(np.arange(len(ids)), inside)
+    if not keep.any():
+        raise ConfigError(
+            f"None of {len(ids)} neuroids of {encoded} has q < {q} in the regions asked for.",
+            "Pass q=None, or other regions.",
+        )
+    encoder = encoder.isel(neuroid=np.flatnonzero(keep)).load()
+    clip = load_model(model or str(encoder["model"].values), device=device)
+    decoder = load_captioner(captioner, tokenizer=tokenizer, device=device)
+    config = {
+        "captioner": captioner, "layer": layer, "q": q, "rois": [*rois] if rois else None,
+        "temperature": temperature, "n_draws": n_draws, "beams": beams, "max_tokens": max_tokens,
+    }  # fmt: skip
+    about = provenance(config=config, seed=seed)
+    made = caption_encoder(
+        encoder, library, decoder, model=clip, temperature=temperature, n_draws=n_draws, seed=seed,
+        beams=beams, max_tokens=max_tokens, batch_size=batch_size, device=device,
+    ).assign_coords(captioner=captioner)  # fmt: skip
+    write(made, out, "captions", provenance=about, overwrite=overwrite)
+    if held_out is not None:
+        baseline = caption_best_images(
+            encoder, read(held_out, "features"), decoder, model=clip, n_images=n_draws, seed=seed,
+            beams=beams, max_tokens=max_tokens, batch_size=batch_size, device=device,
+        ).assign_coords(captioner=captioner)  # fmt: skip
+        beside = out.with_name(f"{out.stem}-best-images{out.suffix}")
+        write(baseline, beside, "captions", provenance=about, overwrite=overwrite)
+    return out
+
+
+def voxel_table(
+    captions: xr.Dataset, scores: xr.Dataset | None = None, tagger: Tagger | None = None
+) -> pd.DataFrame:
+    """Return one row a voxel, for a table that is searched.
+
+    Parameters
+    ----------
+    captions : Dataset
+        ``captions`` schema (neuroid, draw).
+    scores : Dataset, optional
+        ``scores`` schema (neuroid), for the encoder's accuracy.
+    tagger : callable, optional
+        See `nouns`.
+
+    Returns
+    -------
+    DataFrame
+        ``neuroid``, ``ROI``, ``hemisphere``, ``caption`` (the draw of the highest percentile, then
+        of the highest prediction), ``nouns`` (of all draws, most frequent first), ``predicted``,
+        ``percentile`` of that caption and, with scores, ``r``. Text that repeats is categorical,
+        numbers are float32: 200,000 voxels need some tens of MiB.
+    """
+    grid = captions["caption"].values.astype(str)
+    p, y = captions["percentile"].values, captions["prediction"].values
+    best = np.lexsort((y, np.nan_to_num(p, nan=-1.0)), axis=1)[:, -1]
+    rows = np.arange(len(grid))
+    found = nouns(grid.ravel().tolist(), tagger)
+    k = grid.shape[1]
+    words = [
+        _frequent([n for one in found[i : i + k] for n in one]) for i in range(0, len(found), k)
+    ]
+    data: dict[str, Any] = {
+        "neuroid": captions["neuroid_id"].values.astype(str),
+        "ROI": pd.Categorical(captions["roi"].values.astype(str)),
+        "hemisphere": pd.Categorical(captions["hemisphere"].values.astype(str)),
+        "caption": pd.Categorical(grid[rows, best]),
+        "nouns": pd.Categorical(words),
+        "predicted": y[rows, best].astype(np.float32),
+        "percentile": p[rows, best].astype(np.float32),
+    }
+    if scores is not None:
+        known = dict(zip(scores["neuroid_id"].values.astype(str), scores["r"].values, strict=True))
+        data["r"] = np.array([known.get(n, np.nan) for n in data["neuroid"]], dtype=np.float32)
+    return pd.DataFrame(data)
+
+
+def _frequent(found: list[str]) -> str:
+    counts = {n: found.count(n) for n in dict.fromkeys(found)}
+    return ", ".join(sorted(counts, key=lambda n: -counts[n]))

@@ -1,0 +1,446 @@
+"""What captions say: nouns, categories of words, their shares in regions and clusters."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from brainalign.encoding.clusters import spherical_kmeans
+from brainalign.errors import ConfigError, MissingDependencyError, SchemaError
+
+__all__ = [
+    "CATEGORY_WORDS",
+    "PERSON_WORDS",
+    "Tagger",
+    "cluster_words",
+    "embed_2d",
+    "first_mentioned",
+    "noun_prompts",
+    "nouns",
+    "preferred_category",
+    "top_nouns",
+    "word_share",
+]
+
+#: Returns the nouns of each of some captions, in order, as they stand.
+Tagger = Callable[[Sequence[str]], list[list[str]]]
+
+#: Nouns that stand for a person, singular.
+PERSON_WORDS = frozenset(
+    "adult athlete baby bather batter boy bride child couple crowd driver face family girl guy "
+    "human kid lady man men passenger people person player rider skateboarder skier snowboarder "
+    "student surfer teenager toddler woman women".split()
+)
+#: Category -> words that name it, singular or as a phrase; the categories of the paper, and things.
+CATEGORY_WORDS: dict[str, tuple[str, ...]] = {
+    "people": tuple(sorted(PERSON_WORDS)),
+    "bodies": (
+        "ankle", "arm", "body", "body part", "chest", "elbow", "finger", "foot", "hand",
+        "knee", "leg", "limb", "shoulder", "thumb", "toe", "torso", "wrist",
+    ),
+    "places": (
+        "airport", "alley", "bathroom", "beach", "bedroom", "bridge", "building", "church", "city",
+        "desert", "forest", "hallway", "house", "intersection", "kitchen", "landscape",
+        "living room",
+        "mountain", "ocean", "office", "park", "place", "railway", "road", "room", "river", "scene",
+        "sidewalk", "skyline", "street", "station", "tower", "town",
+    ),
+    "words": (
+        "alphabet", "banner", "letter", "logo", "newspaper", "number", "page of text", "poster",
+        "sentence", "sign", "text", "word", "writing",
+    ),
+    "food": (
+        "apple", "banana", "bread", "breakfast", "broccoli", "burger", "bunch of grapes", "cake",
+        "carrot", "cheese", "dessert", "dinner", "dish", "donut", "egg", "food", "fruit", "grape",
+        "hamburger", "hot dog", "ice cream", "lunch", "meal", "meat", "pasta", "pizza",
+        "rice", "salad", "sandwich", "slice of watermelon", "soup", "something to eat",
+        "strawberry", "vegetable", "watermelon",
+    ),
+    "objects": (
+        "ball", "bicycle", "book", "bottle", "car", "chair", "clock", "cup", "guitar", "hammer",
+        "key", "lamp", "object", "pan", "saucepan", "scissors", "thing", "tool", "toy", "umbrella",
+    ),
+}  # fmt: skip
+_IRREGULAR = {
+    "men": "man", "women": "woman", "people": "people", "children": "child", "feet": "foot",
+    "teeth": "tooth", "bodies": "body", "mice": "mouse", "geese": "goose", "buses": "bus",
+    "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf",
+    # No singular of their own.
+    **{w: w for w in ("clothes", "glasses", "goggles", "jeans", "scissors", "series")},
+}  # fmt: skip
+_MOST_T_SNE = 5000
+
+
+def nouns(captions: Sequence[str], tagger: Tagger | None = None) -> list[list[str]]:
+    """Return the nouns of each caption: lower case, singular, in order.
+
+    Parameters
+    ----------
+    captions : sequence of str
+    tagger : callable, optional
+        Returns the nouns of captions; by default the pattern tagger of TextBlob, whose lexicon
+        comes with the package, so that nothing is downloaded. A caption that comes again is tagged
+        once.
+
+    Raises
+    ------
+    MissingDependencyError
+        If there is no tagger and TextBlob is not installed.
+    """
+    distinct = list(dict.fromkeys(captions))
+    found = (tagger or _textblob)(distinct)
+    if len(found) != len(distinct):
+        raise ConfigError(f"The tagger returned {len(found)} lists for {len(distinct)} captions.")
+    singular = [[_singular(n.lower()) for n in one] for one in found]
+    known = dict(zip(distinct, singular, strict=True))
+    return [known[c] for c in captions]
+
+
+def _textblob(captions: Sequence[str]) -> list[list[str]]:
+    try:
+        from textblob.en.taggers import PatternTagger
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Nouns are found by the package textblob, which is not installed.",
+            'Install it with: pip install "brainalign[generation]", or pass a tagger.',
+        ) from error
+    tagger = PatternTagger()
+    return [
+        [w for w, tag in tagger.tag(c) if tag in ("NN", "NNS", "NNP", "NNPS")] for c in captions
+    ]
+
+
+def _singular(noun: str) -> str:
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("ies") and len(noun) > 4:
+        return noun[:-3] + "y"
+    if re.search(r"(ch|sh|ss|x|zz)es$", noun):
+        return noun[:-2]
+    # What ends in "ss", "us" or "is" is no plural.
+    return noun[:-1] if re.search(r"..[^sui]s$", noun) else noun
+
+
+def first_mentioned(text: str, categories: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the category that a caption mentions first: what it is about comes before details.
+
+    Parameters
+    ----------
+    text : str
+        A caption.
+    categories : mapping of str to sequence of str
+        Words or phrases that name each category, singular.
+
+    Returns
+    -------
+    str or None
+        None where none is mentioned. Of names that begin at one word, the longest counts.
+    """
+    words = re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
+    single = [_singular(w) for w in words]
+    forms = {
+        tuple(_singular(w) for w in form.lower().split()): category
+        for category, listed in categories.items()
+        for form in listed
+    }
+    longest = max(map(len, forms), default=0)
+    for start in range(len(single)):
+        for length in range(longest, 0, -1):
+            category = forms.get(tuple(single[start : start + length]))
+            if category is not None:
+                return category
+    return None
+
+
+def _grid(captions: xr.Dataset) -> NDArray[np.str_]:
+    if captions["caption"].dims != ("neuroid", "draw"):
+        raise SchemaError(
+            f"Captions of voxels are (neuroid, draw); these are {captions['caption'].dims}."
+        )
+    return captions["caption"].values.astype(str)
+
+
+def top_nouns(
+    captions: xr.Dataset,
+    members: Mapping[str, ArrayLike],
+    *,
+    top: int = 10,
+    tagger: Tagger | None = None,
+) -> xr.Dataset:
+    r"""Return the nouns that the captions of each region name most.
+
+    .. math:: \mathrm{share}_{r, n} = \frac{1}{|r|\,K} \sum_{v \in r} \sum_{k=1}^{K}
+              [n \in \mathrm{caption}_{v, k}]
+
+    Parameters
+    ----------
+    captions : Dataset
+        ``captions`` schema (neuroid, draw).
+    members : mapping of str to array of int
+        Neuroids of each region; see `brainalign.encoding.roi_members`.
+    top : int
+        Nouns of each region.
+    tagger : callable, optional
+        See `nouns`.
+
+    Returns
+    -------
+    Dataset
+        ``share`` (roi, noun) in 0..1 of every noun that is among the top of some region, and
+        ``rank`` (roi, noun), from 1, by share in the region and then by name.
+    """
+    grid = _grid(captions)
+    found = _noun_sets(grid, tagger)
+    counts = {
+        roi: Counter(n for v in np.asarray(index) for one in found[v] for n in one)
+        for roi, index in members.items()
+    }
+    size = {roi: max(len(np.asarray(index)) * grid.shape[1], 1) for roi, index in members.items()}
+    ranked = {
+        roi: [n for n, _ in sorted(c.items(), key=lambda x: (-x[1], x[0]))]
+        for roi, c in counts.items()
+    }
+    names = list(dict.fromkeys(n for r in ranked.values() for n in r[:top]))
+    share = np.array([[counts[r][n] / size[r] for n in names] for r in members])
+    place = {r: {n: i + 1 for i, n in enumerate(order)} for r, order in ranked.items()}
+    rank = np.array([[place[r].get(n, len(place[r]) + 1) for n in names] for r in members])
+    return xr.Dataset(
+        {
+            "share": (("roi", "noun"), share.reshape(len(members), len(names))),
+            "rank": (("roi", "noun"), rank.reshape(len(members), len(names)).astype(int)),
+        },
+        coords={"roi": list(members), "noun": np.array(names, dtype=str)},
+    )
+
+
+def _noun_sets(grid: NDArray[np.str_], tagger: Tagger | None) -> list[list[set[str]]]:
+    flat = nouns(grid.ravel().tolist(), tagger)
+    k = grid.shape[1]
+    return [[set(one) for one in flat[i : i + k]] for i in range(0, len(flat), k)]
+
+
+def word_share(
+    captions: xr.Dataset,
+    words: Sequence[str] | frozenset[str] = PERSON_WORDS,
+    tagger: Tagger | None = None,
+) -> NDArray[np.float64]:
+    """Return the share of each voxel's captions that name one of some nouns.
+
+    Parameters
+    ----------
+    captions : Dataset
+        ``captions`` schema (neuroid, draw).
+    words : sequence of str
+        Nouns, singular; by default those that stand for a person.
+    tagger : callable, optional
+        See `nouns`.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids,)
+        In 0..1.
+    """
+    wanted = {_singular(w.lower()) for w in words}
+    found = _noun_sets(_grid(captions), tagger)
+    return np.array([np.mean([bool(one & wanted) for one in v]) for v in found])
+
+
+def preferred_category(
+    captions: xr.Dataset,
+    members: Mapping[str, ArrayLike],
+    categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
+    *,
+    confidence: float = 0.95,
+) -> xr.Dataset:
+    """Say which category the captions of each region are about, if most are about one.
+
+    A voxel speaks for the category that most of its captions mention first. A region prefers a
+    category where more than half of its voxels speak for it, with confidence: the lower end of
+    Wilson's interval lies above one half. Neighbouring voxels are no independent witnesses, so the
+    interval is that of a description and no test.
+
+    Parameters
+    ----------
+    captions : Dataset
+        ``captions`` schema (neuroid, draw).
+    members : mapping of str to array of int
+        Neuroids of each region.
+    categories : mapping of str to sequence of str
+        See `first_mentioned`.
+    confidence : float
+        Of the interval.
+
+    Returns
+    -------
+    Dataset
+        ``voxel_category`` (neuroid), "" for none; ``share``, ``low``, ``high`` (roi, category): the
+        share of voxels; ``preferred`` (roi), "" where no category has the majority.
+    """
+    grid = _grid(captions)
+    known = {c: first_mentioned(c, categories) or "" for c in np.unique(grid).tolist()}
+    names = list(categories)
+    own = []
+    for row in grid.tolist():
+        counts = Counter(known[c] for c in row if known[c])
+        best = counts.most_common(1)
+        own.append(best[0][0] if best and best[0][1] * 2 > len(row) else "")
+    voxel = np.array(own, dtype=str)
+    shape = (len(members), len(names))
+    share, low, high = np.zeros(shape), np.zeros(shape), np.ones(shape)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    for i, index in enumerate(members.values()):
+        n = len(np.asarray(index))
+        if not n:
+            continue
+        p = np.array([(voxel[np.asarray(index)] == c).mean() for c in names])
+        middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        share[i], low[i], high[i] = p, middle - half, middle + half
+    best = share.argmax(axis=1)
+    certain = low[np.arange(len(members)), best] > 0.5
+    return xr.Dataset(
+        {
+            "voxel_category": ("neuroid", voxel),
+            "share": (("roi", "category"), share),
+            "low": (("roi", "category"), low),
+            "high": (("roi", "category"), high),
+            "preferred": (
+                "roi", np.array([names[b] if c else "" for b, c in zip(best, certain, strict=True)])
+            ),
+        },
+        coords={"roi": list(members), "category": names},
+    )  # fmt: skip
+
+
+def cluster_words(
+    weights: ArrayLike,
+    captions: xr.Dataset,
+    index: ArrayLike,
+    *,
+    n_clusters: int = 2,
+    top: int = 8,
+    seed: int = 0,
+    n_init: int = 10,
+    tagger: Tagger | None = None,
+) -> xr.Dataset:
+    """Split a region by the direction of its voxels' weights, and say what each part names.
+
+    Parameters
+    ----------
+    weights : array-like, shape (n_neuroids, n_features)
+        Of all neuroids, in the space of the embeddings; see `embedding_weights`.
+    captions : Dataset
+        ``captions`` schema (neuroid, draw) of the same neuroids.
+    index : array-like of int
+        The region's neuroids.
+    n_clusters, seed, n_init : int
+        See `brainalign.encoding.spherical_kmeans`.
+    top : int
+        Nouns of each cluster.
+    tagger : callable, optional
+        See `nouns`.
+
+    Returns
+    -------
+    Dataset
+        ``cluster`` (neuroid), of the region's neuroids with their ``neuroid_id``; ``size``
+        (cluster_number); ``share`` and ``rank`` as `top_nouns`, and ``excess`` (cluster_number,
+        noun): the share less that in the rest of the region.
+    """
+    w, index = np.asarray(weights), np.asarray(index)
+    if len(w) != captions.sizes["neuroid"]:
+        raise SchemaError(
+            f"{len(w)} weights came with captions of {captions.sizes['neuroid']} neuroids."
+        )
+    labels, _ = spherical_kmeans(w[index], n_clusters, seed=seed, n_init=n_init)
+    members = {str(k): index[labels == k] for k in range(n_clusters)}
+    table = top_nouns(captions, members, top=top, tagger=tagger).rename(roi="cluster_number")
+    share, size = table["share"].values, np.bincount(labels, minlength=n_clusters)
+    rest = np.array([
+        np.delete(size, k) @ np.delete(share, k, axis=0) / max(size.sum() - size[k], 1)
+        for k in range(n_clusters)
+    ])  # fmt: skip
+    return table.assign(
+        excess=(("cluster_number", "noun"), share - rest.reshape(share.shape)),
+        size=("cluster_number", size),
+        cluster=("neuroid", labels),
+    ).assign_coords(
+        cluster_number=np.arange(n_clusters),
+        neuroid_id=("neuroid", captions["neuroid_id"].values.astype(str)[index]),
+    )
+
+
+def embed_2d(weights: ArrayLike, *, method: str = "pca", seed: int = 0) -> NDArray[np.float64]:
+    """Lay weights out in the plane by their directions.
+
+    Parameters
+    ----------
+    weights : array-like, shape (n_neuroids, n_features)
+    method : {"pca", "tsne"}
+        Principal components of the unit-norm weights, whose axes are the same whenever it is run;
+        or t-SNE of their cosines, of at most 5,000 neuroids, in which only neighbourhoods mean
+        anything.
+    seed : int
+        Of t-SNE.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids, 2)
+    """
+    w = np.asarray(weights, dtype=np.float64)
+    unit = w / np.linalg.norm(w, axis=1, keepdims=True)
+    if method == "pca":
+        from sklearn.decomposition import PCA
+
+        return PCA(2, svd_solver="full").fit_transform(unit)
+    if method != "tsne":
+        raise ConfigError(f"method is {method!r}; expected 'pca' or 'tsne'.")
+    if len(unit) > _MOST_T_SNE:
+        raise ConfigError(
+            f"t-SNE of {len(unit)} neuroids would take too long; it takes {_MOST_T_SNE} at most.",
+            "Use method='pca', or fewer neuroids.",
+        )
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max((len(unit) - 1) / 3, 1.0))
+    made = TSNE(2, metric="cosine", init="random", random_state=seed, perplexity=perplexity)
+    return np.asarray(made.fit_transform(unit), dtype=np.float64)
+
+
+def noun_prompts(table: xr.Dataset, *, top: int = 5) -> dict[str, list[tuple[str, float]]]:
+    """Return prompts for images of what each region's captions name most.
+
+    Parameters
+    ----------
+    table : Dataset
+        Of `top_nouns`.
+    top : int
+        Prompts of each region.
+
+    Returns
+    -------
+    dict of str to list of (str, float)
+        By region: "A photo of a NOUN", and the share of captions that name it.
+    """
+    prompts: dict[str, list[tuple[str, float]]] = {}
+    for roi in table["roi"].values.astype(str).tolist():
+        row = table.sel(roi=roi).sortby("rank")
+        named = [
+            (str(n), float(s))
+            for n, s in zip(row["noun"].values, row["share"].values, strict=True)
+            if s > 0
+        ][:top]
+        prompts[roi] = [(f"A photo of {_with_article(n)}", s) for n, s in named]
+    return prompts
+
+
+def _with_article(noun: str) -> str:
+    if noun in ("people", "text", "food") or _IRREGULAR.get(noun) == noun:
+        return noun
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
