@@ -46,6 +46,7 @@ def section_from_captions(
     rois: Sequence[str] | None = None,
     n_clusters: int = 2,
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
+    tagger: Tagger | None = None,
     seed: int = 0,
 ) -> Section:
     """Describe captions on disk.
@@ -60,7 +61,7 @@ def section_from_captions(
         accuracy of each voxel.
     truth : mapping of str to path, optional
         By subject, the truth of a simulated one.
-    rois, n_clusters, categories, seed
+    rois, n_clusters, categories, tagger, seed
         See `captions_section`.
     """
     if encoded and len(encoded) != len(captions):
@@ -84,7 +85,7 @@ def section_from_captions(
     planted = {s: read(p) for s, p in (truth or {}).items()}
     return captions_section(
         said, baselines=baselines, weights=weights, scores=scores, truth=planted, rois=rois,
-        n_clusters=n_clusters, categories=categories, seed=seed,
+        n_clusters=n_clusters, categories=categories, tagger=tagger, seed=seed,
     )  # fmt: skip
 
 

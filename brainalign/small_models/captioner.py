@@ -45,17 +45,6 @@ _PREFIX, _WIDTH, _LAYERS, _HEADS, _POSITIONS = 10, 128, 3, 4, 80
 _MOST_MIXED = 32
 
 
-def _names() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the words that name each category, and each sub-category as ``category/kind``."""
-    categories: dict[str, list[str]] = {}
-    for category in CATEGORIES:
-        # Those without a beginning such as "a photo of".
-        general = [name_of(category, variant=v) for v in range(0, 40, 5)]
-        bare = [g.removeprefix("an ").removeprefix("a ") for g in general]
-        categories[category] = [*bare, *SUBCATEGORIES[category]]
-    return categories, {f"{c}/{k}": [k] for c, k in KINDS}
-
-
 def named(text: str) -> tuple[str | None, str | None]:
     """Return the category and the sub-category that a caption of scenes names.
 
@@ -69,12 +58,18 @@ def named(text: str) -> tuple[str | None, str | None]:
     category, subcategory : str or None
         None where nothing known is named, or the category only by a general word.
     """
-    categories, kinds = _names()
+    # Ways to name a category without a beginning such as "a photo of".
+    general = {c: [name_of(c, variant=v) for v in range(0, 40, 5)] for c in CATEGORIES}
+    bare = {c: [g.removeprefix("an ").removeprefix("a ") for g in general[c]] for c in CATEGORIES}
+    categories = {c: [*bare[c], *SUBCATEGORIES[c]] for c in CATEGORIES}
     category = first_mentioned(text, categories)
-    own = {k: v for k, v in kinds.items() if k.partition("/")[0] == category}
-    # "food: two cakes" says the category first.
-    kind = first_mentioned(text.partition(": ")[2] or text, own)
-    return category, None if kind is None else kind.partition("/")[2]
+    if category is None:
+        return None, None
+    # "food: two cakes" says the category first, "a photo of food" nothing else.
+    rest = text.rstrip(".").partition(": ")[2] or text.rstrip(".")
+    if rest in {name_of(category, variant=v) for v in range(40)}:
+        return category, None
+    return category, first_mentioned(rest, {k: [k] for k in SUBCATEGORIES[category]})
 
 
 def _embed(images: Sequence[NDArray[np.uint8]], device: str) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from brainalign.captioning import (
     build_library,
     caption_best_images,
     caption_encoder,
+    caption_result,
     caption_voxels,
     captions_section,
     cluster_words,
@@ -21,6 +22,7 @@ from brainalign.captioning import (
     predict_texts,
     preferred_category,
     project,
+    section_from_captions,
     voxel_table,
 )
 from brainalign.data.schema import validate
@@ -28,8 +30,8 @@ from brainalign.data.section import read_section, write_section
 from brainalign.data.simulate import simulate
 from brainalign.data.stimuli import write_stimuli
 from brainalign.data.store import read, write
-from brainalign.encoding import fit_encoder, roi_members
-from brainalign.errors import SchemaError
+from brainalign.encoding import encode, fit_encoder, predict, roi_members, write_result
+from brainalign.errors import ConfigError, SchemaError, UnknownNameError
 from brainalign.features import load_model
 from brainalign.small_models.scenes import SUBCATEGORIES, render_scenes
 
@@ -201,8 +203,6 @@ def test_the_baseline_captions_the_images_of_the_largest_response(subject, encod
             return [scenes[i].caption for i in near]
 
     baseline = caption_best_images(encoder, held_out, Told(128, []), n_images=2, model=clip)
-    from brainalign.encoding import predict
-
     y = predict(encoder, held_out)
     ids = y["stimulus_id"].values.astype(str)
     for v in (0, 40, 100):
@@ -263,3 +263,39 @@ def test_a_library_of_images_is_built_in_a_store(subject, clip, tmp_path):
         project(w, library, n_draws=1, device="cpu"), project(w, x[:8], n_draws=1, device="cpu"),
         atol=1e-4,
     )  # fmt: skip
+
+
+def test_results_on_disk_are_captioned_and_described(subject, clip, tmp_path):
+    scenes, x, unit, made = subject
+    roi = made.responses["roi"].values.astype(str)
+    some = np.flatnonzero(np.isin(roi, ["PPA", "NULL"]))
+    features = features_of(unit[:N_FIT], scenes[:N_FIT], clip)
+    result = encode(
+        {"output": features}, made.responses.isel(neuroid=some), alphas=np.logspace(1, 5, 5),
+        splits=3, inner_cv="gcv", n_permutations=200, n_bootstrap=100, device="cpu", seed=0,
+    )  # fmt: skip
+    write_result(result, tmp_path / "encoded")
+    np.save(tmp_path / "library.npy", x)
+    held_out = features_of(unit[N_FIT:], scenes[N_FIT:], clip)
+    write(held_out, tmp_path / "held_out.zarr", "features")
+    out = caption_result(
+        tmp_path / "encoded", tmp_path / "library.npy", tmp_path / "sim.zarr", n_draws=1,
+        held_out=tmp_path / "held_out.zarr", model="small-clip", beams=2, max_tokens=12,
+        device="cpu",
+    )  # fmt: skip
+    captions = read(out, "captions")
+    assert str(captions["captioner"].values) == "small-captioner"
+    # Hardly a voxel without signal is predicted, so hardly one is captioned.
+    assert (captions["roi"].values == "PPA").sum() == EACH
+    assert (captions["roi"].values == "NULL").sum() <= 3
+    section = section_from_captions([out], [tmp_path / "encoded"], tagger=tag)
+    ids = [f.id for f in section.figures]
+    assert "baseline" in ids and "clusters" in ids
+    table = next(f for f in section.figures if f.kind == "table" and f.id.startswith("voxels"))
+    assert "r" in table.data and table.data.sizes["row"] == captions.sizes["neuroid"]
+    with pytest.raises(FileExistsError):
+        caption_result(tmp_path / "encoded", tmp_path / "library.npy", out)
+    with pytest.raises(UnknownNameError, match="no encoder of layer 'blocks'"):
+        caption_result(tmp_path / "encoded", x, tmp_path / "b.zarr", layer="blocks")
+    with pytest.raises(ConfigError, match="has q < 0"):
+        caption_result(tmp_path / "encoded", x, tmp_path / "b.zarr", q=0.0)
