@@ -134,7 +134,7 @@ def train_captioner(
     out_folder: Path | str,
     *,
     n_scenes: int = 6000,
-    steps: int = 2000,
+    steps: int = 1500,
     seed: int = 1,
     mixtures: float = 0.4,
     device: str = "cpu",
@@ -465,7 +465,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the decoder")
     parser.add_argument("--scenes", type=int, default=6000, help="scenes to learn from")
-    parser.add_argument("--steps", type=int, default=2000, help="updates")
+    parser.add_argument("--steps", type=int, default=1500, help="updates")
     parser.add_argument("--seed", type=int, default=1, help="names the scenes, draws the batches")
     parser.add_argument("--mixtures", type=float, default=0.4, help="share of mixed embeddings")
     parser.add_argument("--device", default="cpu", help="where torch computes")
