@@ -361,7 +361,7 @@ def train_diffusion(
     Raises
     ------
     ConfigError
-        If numbers make no sense or the checkpoint belongs to other settings.
+        If numbers make no sense, there is no judge, or the checkpoint belongs to other settings.
 
     References
     ----------
@@ -384,6 +384,8 @@ def train_diffusion(
     out_folder = Path(out_folder)
     if out_folder.exists() and not overwrite and stop_at is None:
         raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
+    if stop_at is None:
+        judge = _judge(judge)
     folder = Path(checkpoint) if checkpoint else None
     shared = Path(scenes) if scenes else folder
     text = text_encoder(clip)
@@ -473,8 +475,8 @@ def measure(
     guidance : float
         Classifier-free guidance of the pictures drawn from a prompt.
     judge : path, optional
-        Folder of the small CLIP model that labels the pictures; default the shipped judging one,
-        which has no part in training or guiding.
+        Folder of the small CLIP model that labels the pictures, one that has no part in training
+        or guiding; default ``small_judge`` beside the shipped models.
 
     Returns
     -------
@@ -504,7 +506,7 @@ def measure(
         inside = _as_tensor(shown, "cpu")
         made = pipeline.vae.decode(pipeline.vae.encode(inside).latent_dist.mean).sample.clamp(-1, 1)
         error = float((made - inside).square().mean())
-    judge = Path(judge) if judge else WEIGHTS.with_name("small_judge")
+    judge = _judge(judge)
     drawn = {
         c: _draw(pipeline, f"a picture of {PROMPTS[c]}", range(n), steps, guidance)
         for c in CATEGORIES
@@ -527,6 +529,17 @@ def measure(
         "unprompted": {c: rest.count(c) / len(rest) for c in CATEGORIES},
         "judge": judge.name, "steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
+
+
+def _judge(folder: Path | str | None) -> Path:
+    """Return the folder of the judging model; it must be there before hours of training."""
+    folder = Path(folder) if folder else WEIGHTS.with_name("small_judge")
+    if not (folder / "open_clip_config.json").is_file():
+        raise ConfigError(
+            f"There is no model to judge the pictures with in {folder}.",
+            "Train one with: python -m brainalign.small_models.clip --tower vit --seed 7 --out DIR",
+        )
+    return folder
 
 
 def _labels(name: str, pictures: list[Any]) -> list[str]:
