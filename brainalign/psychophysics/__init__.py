@@ -1,0 +1,28 @@
+"""What an observer, human or network, makes of images: critical band masking and trial files."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "FREQUENCIES": "analysis",
+    "NOISE_SDS": "analysis",
+    "Channel": "analysis",
+    "ChannelFit": "analysis",
+    "fit_channel": "analysis",
+    "fit_index_channel": "analysis",
+    "fit_thresholds": "analysis",
+    "probability_correct": "analysis",
+    "threshold_indices": "analysis",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
