@@ -18,12 +18,16 @@ __all__ = [
     "NOISE_SDS",
     "Channel",
     "ChannelFit",
+    "accuracy_matrix",
+    "as_record",
+    "count_cells",
     "fit_channel",
     "fit_channels",
     "fit_index_channel",
     "fit_thresholds",
     "probability_correct",
     "threshold_indices",
+    "trials_record",
 ]
 
 #: Centres of the seven bands of noise, cycles/image, for images of 224 pixels.
@@ -712,3 +716,85 @@ def fit_thresholds(
             "level": level, "seed": seed,
         },
     )  # fmt: skip
+
+
+def as_record(channel: Channel) -> dict[str, Any]:
+    """Return a channel as values that JSON takes; what is NaN is None."""
+    return {
+        "bandwidth": _finite(channel.bandwidth),
+        "centre": _finite(channel.centre),
+        "sensitivity": _finite(channel.sensitivity),
+        "flags": list(channel.flags),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def trials_record(
+    trials: xr.Dataset,
+    *,
+    guess: float | None = None,
+    level: float = 0.95,
+    n_bootstrap: int = 400,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return all that trials say of an observer's channel, as values that JSON takes.
+
+    Parameters
+    ----------
+    trials, guess, level
+        As of `fit_channel`.
+    n_bootstrap, seed : int
+        As of `fit_thresholds`.
+
+    Returns
+    -------
+    dict
+        ``bandwidth`` (octaves), ``centre`` (cycles/image), ``sensitivity``, ``flags`` and
+        ``intervals`` of the maximum-likelihood fit, its ``slope``, ``lapse``, ``guess``; ``level``
+        and ``n_trials``; the ``thresholds`` of `fit_thresholds` by band; ``published_rule``, what
+        `fit_index_channel` makes of the same trials, or None where a band lacks a level of noise
+        or levels are not five. None stands for an end that is open.
+
+    Raises
+    ------
+    SchemaError
+        As `fit_channel`.
+    """
+    fit = fit_channel(trials, guess=guess, level=level)
+    bands = fit_thresholds(trials, guess=guess, level=level, n_bootstrap=n_bootstrap, seed=seed)
+    thresholds = [
+        {
+            "frequency": float(f),
+            **{name: _finite(float(bands[name][i])) for name in ("threshold", "low", "high")},
+        }
+        for i, f in enumerate(bands["frequency"].values)
+    ]
+    return {
+        **as_record(fit.channel),
+        "intervals": {k: [_finite(end) for end in ends] for k, ends in fit.intervals.items()},
+        "slope": fit.slope,
+        "lapse": fit.lapse,
+        "guess": fit.guess,
+        "level": fit.level,
+        "n_trials": fit.n_trials,
+        "thresholds": thresholds,
+        "published_rule": _published(trials),
+    }
+
+
+def _published(trials: xr.Dataset) -> dict[str, Any] | None:
+    """Return the channel by the published rule, where the trials follow its design."""
+    try:
+        accuracy = accuracy_matrix(trials)
+    except SchemaError:
+        return None
+    f = accuracy["frequency"].values
+    same = np.allclose(accuracy["noise_sd"].values, NOISE_SDS) if len(accuracy) == 5 else False
+    if not same or not np.allclose(np.diff(np.log2(f)), 1):
+        return None
+    indices = threshold_indices(accuracy.values)
+    channel = fit_index_channel(indices, lowest=float(f[0]), accuracy=accuracy.values)
+    return {**as_record(channel), "indices": indices.tolist()}
