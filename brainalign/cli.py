@@ -475,6 +475,32 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _channel(args: argparse.Namespace) -> int:
+    from brainalign.psychophysics import analysis
+
+    if args.thresholds is not None:
+        found = analysis.fit_index_channel(
+            args.thresholds, n_levels=args.levels, lowest=args.lowest
+        )
+        record = analysis.as_record(found)
+    else:
+        from brainalign.data.trials import read_trials
+
+        record = analysis.trials_record(
+            read_trials(args.trials),
+            guess=args.guess,
+            level=args.level,
+            n_bootstrap=args.bootstraps,
+            seed=args.seed,
+        )
+    print(json.dumps(record, indent=1))
+    return 0
+
+
+def _thresholds(words: str) -> list[int]:
+    return [int(word) for word in words.split(",")]
+
+
 def _report(args: argparse.Namespace) -> int:
     from brainalign.report.from_run import report_of_run
 
@@ -858,6 +884,22 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--generator", default="", help="what the responses were simulated from")
     p.add_argument("--bootstraps", type=int, default=1000)
     p.add_argument("--out", type=Path, required=True)
+
+    p = command("channel", _channel, "measure an observer's channel of spatial frequencies")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--thresholds", type=_thresholds, metavar="J,J,...",
+        help="threshold index of each band, from the lowest: the published rule",
+    )  # fmt: skip
+    source.add_argument(
+        "--trials", type=Path, nargs="+", metavar="FILE",
+        help="CSV files with response, category, noise_sd and frequency: maximum likelihood",
+    )  # fmt: skip
+    p.add_argument("--levels", type=int, default=5, help="of noise, for --thresholds")
+    p.add_argument("--lowest", type=float, default=1.75, help="lowest band, cycles/image")
+    p.add_argument("--guess", type=float, help="share right by chance; default 1 / categories")
+    p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    p.add_argument("--bootstraps", type=int, default=400, help="for the intervals of thresholds")
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")
