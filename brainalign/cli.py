@@ -321,6 +321,139 @@ _ENCODE_SETTINGS = (
 )  # fmt: skip
 
 
+def _dive(args: argparse.Namespace) -> int:
+    from brainalign.synthesis import dive
+
+    dive(
+        args.encoded,
+        args.pipeline,
+        out=args.out,
+        steps=args.steps,
+        size=args.size,
+        scheduler=args.scheduler,
+        precision=args.precision,
+        **args.guidance,
+        **_target(args),
+        **_making(args),
+    )
+    return 0
+
+
+def _ascend(args: argparse.Namespace) -> int:
+    from brainalign.synthesis import ascend_pixels
+
+    ascend_pixels(
+        args.encoded,
+        out=args.out,
+        size=args.size,
+        steps=args.steps,
+        rate=args.rate,
+        **_target(args),
+        **_making(args),
+    )
+    return 0
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from brainalign.synthesis import judge
+
+    labeller = _loaded({"labeller": args.labeller}, args.device)
+    judge(
+        args.generated,
+        args.natural,
+        encoder=args.encoded,
+        labeller=next(iter(labeller.values())),
+        labels=args.labels,
+        out=args.out,
+        **_target(args),
+        guiding=args.guide,
+        top=args.top,
+        n_bootstrap=args.bootstraps,
+        seed=args.seed,
+        store=args.store,
+        batch_size=args.batch_size,
+        device=args.device,
+        models=_loaded(args.models, args.device),
+        overwrite=True,
+    )
+    return 0
+
+
+def _dive_section(args: argparse.Namespace) -> int:
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+    from brainalign.synthesis.sections import section_from_folders
+
+    section = section_from_folders(
+        {name: panel["judged"] for name, panel in args.panels.items()},
+        {name: panel["generated"] for name, panel in args.panels.items()},
+        natural=args.natural,
+        cluster_of={n: p["cluster_of"] for n, p in args.panels.items() if "cluster_of" in p},
+        expected={n: p["expected"] for n, p in args.panels.items() if "expected" in p},
+    )
+    write_section(section, args.out, provenance=provenance(config=args.panels))
+    return 0
+
+
+def _caption(args: argparse.Namespace) -> int:
+    from brainalign.captioning import caption_result
+
+    caption_result(
+        args.encoded,
+        args.library,
+        args.out,
+        captioner=args.captioner,
+        tokenizer=args.tokenizer,
+        q=args.q,
+        rois=args.rois,
+        temperature=args.temperature,
+        n_draws=args.draws,
+        seed=args.seed,
+        beams=args.beams,
+        max_tokens=args.max_tokens,
+        batch_size=args.batch_size,
+        device=args.device,
+        overwrite=True,
+    )
+    return 0
+
+
+def _caption_section(args: argparse.Namespace) -> int:
+    from brainalign.captioning import section_from_captions
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+
+    section = section_from_captions(
+        args.captions, args.encoded, rois=args.rois, n_clusters=args.clusters, seed=args.seed
+    )
+    settings = {"rois": args.rois, "clusters": args.clusters}
+    write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
+    return 0
+
+
+def _target(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the neuroids that the options name, as `brainalign.synthesis.Target` takes them."""
+    ids: tuple[str, ...] = ()
+    if args.neuroids is not None:
+        ids = tuple(args.neuroids.read_text(encoding="utf-8").split())
+    names = ("roi", "against", "cluster", "n_clusters")
+    return {**{name: getattr(args, name) for name in names}, "neuroids": ids}
+
+
+def _making(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("rerank", "n_images", "seed", "keep", "interpolation", "batch_size", "device")
+    made = {name: getattr(args, name) for name in names}
+    return {**made, "models": _loaded(args.models, args.device), "overwrite": True}
+
+
+def _loaded(models: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, Any]:
+    """Load models by their settings; they are known by their names afterwards."""
+    from brainalign.features import load_model
+
+    loaded = [load_model(device=device, **settings) for settings in models.values()]
+    return {model.name: model for model in loaded}
+
+
 def _gather(args: argparse.Namespace) -> int:
     from brainalign.data.store import provenance
     from brainalign.encoding import gather_folders
@@ -340,6 +473,32 @@ def _evaluate(args: argparse.Namespace) -> int:
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
     write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
     return 0
+
+
+def _channel(args: argparse.Namespace) -> int:
+    from brainalign.psychophysics import analysis
+
+    if args.thresholds is not None:
+        found = analysis.fit_index_channel(
+            args.thresholds, n_levels=args.levels, lowest=args.lowest
+        )
+        record = analysis.as_record(found)
+    else:
+        from brainalign.data.trials import read_trials
+
+        record = analysis.trials_record(
+            read_trials(args.trials),
+            guess=args.guess,
+            level=args.level,
+            n_bootstrap=args.bootstraps,
+            seed=args.seed,
+        )
+    print(json.dumps(record, indent=1))
+    return 0
+
+
+def _thresholds(words: str) -> list[int]:
+    return [int(word) for word in words.split(",")]
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -448,6 +607,10 @@ _ANALYSES: dict[str, Callable[[argparse.Namespace], Any]] = {
 }
 
 
+def _batch(word: str) -> int | str:
+    return word if word == "auto" else int(word)
+
+
 def _inner(word: str) -> int | str:
     return int(word) if word.isdigit() else word
 
@@ -470,6 +633,33 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trained-attention", help="what the weights must have been trained with; see --attention"
     )
+
+
+def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--roi", help="whose mean is to be high")
+    parser.add_argument("--against", metavar="ROI", help="whose mean is to be low")
+    parser.add_argument("--cluster", type=int, help="of the ROI, from 0")
+    parser.add_argument("--n-clusters", type=int, help="that the ROI is divided into")
+    parser.add_argument("--neuroids", type=Path, help="file of neuroid ids, instead of a ROI")
+
+
+def _add_making_arguments(parser: argparse.ArgumentParser, n_images: int) -> None:
+    parser.add_argument(
+        "--encoded", type=Path, nargs="+", required=True,
+        help="outputs of `encode` that guide: several are averaged",
+    )  # fmt: skip
+    parser.add_argument("--rerank", type=Path, nargs="+", help="outputs of the other half")
+    parser.add_argument("--out", type=Path, required=True)
+    _add_target_arguments(parser)
+    parser.add_argument("--n-images", type=int, default=n_images, help="seeds, from --seed on")
+    parser.add_argument("--keep", type=float, default=0.2, help="share kept after the ranking")
+    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"))
+    parser.add_argument("--batch-size", type=_batch, default=1, help="a number, or auto")
+    parser.add_argument(
+        "--models", type=json.loads, default={},
+        help="settings of models that need more than their name, as JSON",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -594,6 +784,71 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--inputs", type=Path, nargs="+", default=[], help="files whose hash is kept")
 
+    p = command("dive", _dive, "make images that an encoder predicts a region prefers (BrainDiVE)")
+    p.add_argument(
+        "--pipeline", required=True, help="folder or hub id of Stable Diffusion 1.x, 2.x"
+    )
+    _add_making_arguments(p, n_images=100)
+    p.add_argument("--guidance", type=json.loads, default={}, help="scale, sag_scale ...: JSON")
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--size", type=int, help="side in pixels; default: the pipeline's own")
+    p.add_argument("--scheduler", choices=("dpmsolver++", "ddim", "pndm", "unipc", "euler"))
+    p.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
+
+    p = command("ascend", _ascend, "make images by gradient ascent on pixels, to compare with")
+    _add_making_arguments(p, n_images=20)
+    p.add_argument("--size", type=int, required=True, help="side in pixels")
+    p.add_argument("--steps", type=int, default=200)
+    p.add_argument("--rate", type=float, default=0.02, help="learning rate")
+
+    p = command("judge", _judge, "compare made images with natural ones by an encoder of its own")
+    p.add_argument("--generated", type=json.loads, required=True, help="folders by set, as JSON")
+    p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
+    p.add_argument("--guide", type=Path, help="output of `encode` that guided: finds clusters")
+    p.add_argument("--encoded", type=Path, required=True, help="output of `encode` that judges")
+    p.add_argument("--labeller", type=json.loads, required=True, help="model that labels: JSON")
+    p.add_argument("--labels", type=json.loads, required=True, help="prompts by label, as JSON")
+    _add_target_arguments(p)
+    p.add_argument("--top", type=int, nargs="+", default=[100, 200], help="best natural images")
+    p.add_argument("--bootstraps", type=int, default=1000)
+    p.add_argument("--store", type=Path, help="folder of the feature store")
+    p.add_argument("--models", type=json.loads, default={}, help="settings of models, as JSON")
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command("dive-section", _dive_section, "turn judged images into a section of the report")
+    p.add_argument(
+        "--panels", type=json.loads, required=True,
+        help="judged, generated, cluster_of and expected of each, as JSON",
+    )  # fmt: skip
+    p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = command("caption", _caption, "caption the voxels of an encoding model (BrainSCUBA)")
+    p.add_argument(
+        "--encoded", type=Path, required=True, help="output of `encode`, of a CLIP model"
+    )
+    p.add_argument("--library", type=Path, required=True, help="embeddings of natural images")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--captioner", default="small-captioner", help="a folder or name")
+    p.add_argument("--tokenizer", default="gpt2", help="of a clipcap: checkpoint")
+    p.add_argument("--q", type=float, default=0.05, help="false-discovery rate of the voxels")
+    p.add_argument("--rois", nargs="+", help="only voxels of these")
+    p.add_argument("--draws", type=int, default=5, help="parts of the library, captions a voxel")
+    p.add_argument("--temperature", type=float, default=1 / 150)
+    p.add_argument("--beams", type=int, default=5)
+    p.add_argument("--max-tokens", type=int, default=67)
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--device", default="auto")
+
+    p = command("caption-section", _caption_section, "turn captions into a section of the report")
+    p.add_argument("captions", type=Path, nargs="+", help="outputs of `caption`")
+    p.add_argument("--encoded", type=Path, nargs="*", default=[], help="what was captioned")
+    p.add_argument("--rois", nargs="+")
+    p.add_argument("--clusters", type=int, default=2, help="that each region is split into")
+    p.add_argument("--out", type=Path, required=True)
+
     p = command("evaluate", _evaluate, "turn results into a section of the report")
     p.add_argument("analysis", choices=list(_ANALYSES))
     p.add_argument("--data", type=Path, required=True, help="output of `responses`")
@@ -629,6 +884,22 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--generator", default="", help="what the responses were simulated from")
     p.add_argument("--bootstraps", type=int, default=1000)
     p.add_argument("--out", type=Path, required=True)
+
+    p = command("channel", _channel, "measure an observer's channel of spatial frequencies")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--thresholds", type=_thresholds, metavar="J,J,...",
+        help="threshold index of each band, from the lowest: the published rule",
+    )  # fmt: skip
+    source.add_argument(
+        "--trials", type=Path, nargs="+", metavar="FILE",
+        help="CSV files with response, category, noise_sd and frequency: maximum likelihood",
+    )  # fmt: skip
+    p.add_argument("--levels", type=int, default=5, help="of noise, for --thresholds")
+    p.add_argument("--lowest", type=float, default=1.75, help="lowest band, cycles/image")
+    p.add_argument("--guess", type=float, help="share right by chance; default 1 / categories")
+    p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    p.add_argument("--bootstraps", type=int, default=400, help="for the intervals of thresholds")
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")

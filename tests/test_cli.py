@@ -233,3 +233,71 @@ def test_encode_tests_flagged_images_and_keeps_to_a_half(tmp_path, capsys):
           tmp_path / "s.zarr", "responses", overwrite=True)  # fmt: skip
     assert main([*encode, "--out", str(tmp_path / "x")]) == 2
     assert "have no features" in capsys.readouterr().err
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the commands call, by name: functions of the same signatures that do nothing."""
+    from unittest.mock import create_autospec
+
+    from brainalign import captioning, features, synthesis
+    from brainalign.data import section
+    from brainalign.synthesis import sections
+
+    made = {}
+    for room, names in (
+        (synthesis, ("dive", "ascend_pixels", "judge")),
+        (sections, ("section_from_folders",)),
+        (captioning, ("caption_result", "section_from_captions")),
+    ):
+        for name in names:
+            made[name] = create_autospec(getattr(room, name))
+            monkeypatch.setattr(room, name, made[name], raising=False)
+    made["load_model"] = create_autospec(features.load_model)
+    monkeypatch.setattr(features, "load_model", made["load_model"], raising=False)
+    monkeypatch.setattr(section, "write_section", lambda *args, **options: None)
+    return made
+
+
+def test_targets_guidance_and_halves_reach_what_makes_images(called, tmp_path):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("1-2-3\n4-5-6\n")
+    common = ["--encoded", "guide", "--rerank", "judge", "--out", "out", "--seed", "7"]
+    guidance = json.dumps({"scale": 100, "through_unet": False})
+    words = ["dive", *common, "--pipeline", "sd", "--guidance", guidance, "--batch-size", "auto"]
+    assert main([*words, "--roi", "OPA", "--cluster", "1", "--n-clusters", "2"]) == 0
+    given = called["dive"].call_args.kwargs
+    assert (given["roi"], given["cluster"], given["n_clusters"]) == ("OPA", 1, 2)
+    assert (given["scale"], given["through_unet"], given["batch_size"]) == (100, False, "auto")
+    assert (given["seed"], [str(p) for p in given["rerank"]]) == (7, ["judge"])
+    assert main(["ascend", *common, "--neuroids", str(ids), "--size", "64"]) == 0
+    given = called["ascend_pixels"].call_args.kwargs
+    assert given["neuroids"] == ("1-2-3", "4-5-6") and given["roi"] is None
+
+
+def test_what_judges_is_told_what_guided(called):
+    sets = json.dumps({"generated": "images", "pixel ascent": "ascent"})
+    words = ["judge", "--generated", sets, "--natural", "stimuli", "--guide", "guide",
+             "--encoded", "judge", "--out", "FFA.nc", "--roi", "FFA", "--against", "OFA",
+             "--top", "5", "--labels", '{"face": ["a face"]}',
+             "--labeller", '{"name": "timm:x", "seed": 3}']  # fmt: skip
+    assert main(words) == 0
+    given = called["judge"].call_args.kwargs
+    assert (str(given["guiding"]), str(given["encoder"])) == ("guide", "judge")
+    assert given["top"] == [5] and given["labels"] == {"face": ["a face"]}
+    assert called["load_model"].call_args.kwargs["seed"] == 3
+    assert given["labeller"] is called["load_model"].return_value
+    panel = {"judged": "FFA.nc", "generated": {"generated": "images"}, "expected": "face"}
+    words = ["dive-section", "--natural", "stimuli", "--out", "section", "--panels"]
+    assert main([*words, json.dumps({"s1, FFA": panel})]) == 0
+    assert called["section_from_folders"].call_args.kwargs["expected"] == {"s1, FFA": "face"}
+
+
+def test_captions_and_their_section_get_their_options(called):
+    words = ["caption", "--encoded", "encoded", "--library", "library.json", "--out", "s1.zarr"]
+    assert main([*words, "--draws", "3", "--rois", "FFA", "OFA", "--q", "0.1"]) == 0
+    given = called["caption_result"].call_args.kwargs
+    assert (given["n_draws"], given["rois"], given["q"]) == (3, ["FFA", "OFA"], 0.1)
+    words = ["caption-section", "s1.zarr", "--encoded", "encoded", "--out", "section"]
+    assert main([*words, "--clusters", "4"]) == 0
+    assert called["section_from_captions"].call_args.kwargs["n_clusters"] == 4

@@ -110,7 +110,9 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     assert config["synthesis"]["subjects"] == ["subj01", "subj02"]
     assert config["captioning"]["subjects"] == ["subj02"]
     assert config["captioning"]["temperature"] == pytest.approx(1 / 150)
-    assert config["synthesis"]["generator"]["scheduler"] == "dpm"
+    assert config["synthesis"]["generator"]["scheduler"] == "dpmsolver++"
+    assert config["synthesis"]["guidance"]["scale"] == 130
+    assert "ascent" not in config["synthesis"]
     assert set(config["synthesis"]["labels"]) == {"face", "place", "body", "word", "food"}
     assert synthesis_targets(config) == {
         "FFA": {"roi": "FFA", "prefers": "face"},
@@ -129,6 +131,7 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        (("synthesis", "classifer"), "labels", "Did you mean 'classifier'"),
         (("synthesis", "study"), "nds", "synthesis.study is 'nds', which is not under studies."),
         (("synthesis", "study"), "rsa", "has no encoding models of images"),
         (("synthesis", "model"), "clp", "Did you mean 'clip'"),
@@ -143,9 +146,10 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "targets", "FFA"), {"roi": "A", "prefers": "fac"}, "Did you mean 'face'"),
         (("synthesis", "targets", "OPA_1"), {"roi": "A"}, "have one name"),
         (("synthesis", "targets", "a b"), {"roi": "A"}, "a b"),
-        (("synthesis", "generator", "scheduler"), "euler", "is not one of dpm, ddim, pndm, unipc"),
+        (("synthesis", "generator", "scheduler"), "dpmsolver", "Did you mean 'dpmsolver++'"),
+        (("synthesis", "ascent"), {}, "'size' is missing at synthesis.ascent"),
         (("synthesis", "batch_size"), 0, "at synthesis.batch_size"),
-        (("synthesis", "scales"), 1, "Did you mean 'scale'"),
+        (("synthesis", "guidance"), {"sag": 1}, "unknown key 'sag' at synthesis.guidance"),
         (("captioning", "model"), "other", "whose layers are ['output', 'visual']"),
         (("captioning", "library"), {}, "at captioning.library"),
         (("captioning", "library"), {"study": "nds"}, "Did you mean 'nsd'"),

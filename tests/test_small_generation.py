@@ -82,6 +82,12 @@ def test_diffusion_training_refuses_wrong_settings(tmp_path, wrong, said):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_diffusion_training_wants_its_judge_first(tmp_path):
+    with pytest.raises(ConfigError, match="no model to judge"):
+        diffusion.train_diffusion(tmp_path / "out", **TINY, judge=tmp_path / "nobody")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_classifier_training_goes_on_to_the_same_weights(tmp_path):
     whole = classifier.train_classifier(tmp_path / "whole", **JUDGED, scenes=tmp_path / "scenes")
     cut = {**JUDGED, "checkpoint": tmp_path / "state", "scenes": tmp_path / "scenes"}

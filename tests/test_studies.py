@@ -17,7 +17,7 @@ from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 from brainalign.data import studies
 from brainalign.data.fetch import RemoteFile
 from brainalign.data.schema import validate
-from brainalign.data.studies import Study, haxby2001, kay2017, kriegeskorte2008
+from brainalign.data.studies import Study, geirhos2021, haxby2001, kay2017, kriegeskorte2008
 from brainalign.errors import (
     ChecksumError,
     ConfigError,
@@ -40,7 +40,13 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_names_and_near_names():
-    assert studies.names() == ["allen2022", "haxby2001", "kay2017", "kriegeskorte2008"]
+    assert studies.names() == [
+        "allen2022",
+        "geirhos2021",
+        "haxby2001",
+        "kay2017",
+        "kriegeskorte2008",
+    ]
     assert studies.get("kay2017") is kay2017
     with pytest.raises(UnknownNameError, match="Did you mean 'haxby2001'"):
         studies.get("haxby2010")
@@ -61,7 +67,12 @@ def test_constants(name):
 
 @pytest.mark.parametrize(
     ("module", "n_files", "n_bytes"),
-    [(kay2017, 233, 10_524_361), (kriegeskorte2008, 5, 5_145_240), (haxby2001, 164, 3_932_639)],
+    [
+        (geirhos2021, 93, 8_287_146),
+        (kay2017, 233, 10_524_361),
+        (kriegeskorte2008, 5, 5_145_240),
+        (haxby2001, 164, 3_932_639),
+    ],
 )
 def test_registries(module, n_files, n_bytes):
     assert len(module.REGISTRY) == n_files

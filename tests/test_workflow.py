@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -277,7 +278,7 @@ def planned(tmp_path_factory) -> str:
 def test_the_real_study_is_planned_whole(planned):
     counts = jobs(planned)
     # Eight subjects; twelve targets, of which two are clusters of one region.
-    assert counts["dive"] == counts["judge"] == 8 * 12
+    assert counts["dive"] == counts["ascend"] == counts["judge"] == 8 * 12
     # Two models, of which one guides by one half and the other judges by the other half.
     assert counts["encode"] == counts["encode_half"] == 8 * 2
     assert counts["caption"] == 8
@@ -296,7 +297,7 @@ def test_every_job_of_the_real_study_states_what_it_needs(planned):
     for rule, resources in stated.items():
         for name in ("mem_mb", "runtime", "disk_mb"):
             assert int(resources[name]) > 0, f"{rule}: {name}"
-        wants_gpu = rule in ("features", "dive", "judge", "library", "caption")
+        wants_gpu = rule in ("features", "dive", "ascend", "judge", "library", "caption")
         assert int(resources["gpu"]) == wants_gpu, rule
 
 
@@ -304,9 +305,22 @@ def test_what_guides_and_what_judges_is_fitted_to_different_halves(planned):
     folder = "results/nsd/encoding-halves/nsd/subj03"
     guide, judge = f"{folder}/clip_b16/1", f"{folder}/clip_b32/2"
     commands = [line for line in planned.splitlines() if line.startswith("Shell command: ")]
-    [dive] = [c for c in commands if "dive" in c and "images/subj03/FFA " in c]
-    assert f"--encoded {guide} " in dive and judge not in dive
-    [judged] = [c for c in commands if "brainalign judge" in c and "judged/subj03/FFA " in c]
-    assert f"--guide {guide} " in judged and f"--judge {judge} " in judged
+    [dive] = [c for c in commands if "brainalign dive" in c and "images/subj03/FFA " in c]
+    assert f"--encoded {guide} --rerank {judge} " in dive
+    [judged] = [c for c in commands if "brainalign judge" in c and "judged/subj03/FFA.nc " in c]
+    assert f"--guide {guide} --encoded {judge} " in judged
     [half] = [c for c in commands if f"--out {judge} " in c]
     assert "--half 2" in half and "--test seen_by_all" in half
+
+
+def test_every_command_of_the_real_study_is_understood(planned):
+    from brainalign.cli import _parser
+
+    seen = set()
+    for line in planned.splitlines():
+        if line.startswith("Shell command: brainalign "):
+            words = shlex.split(line.removeprefix("Shell command: ").partition(" 2> ")[0])
+            args = _parser().parse_args(words[1:])
+            seen.add(args.command)
+    assert seen >= {"fetch", "responses", "features", "encode", "dive", "ascend", "judge",
+                    "dive-section", "caption", "caption-section", "report"}  # fmt: skip

@@ -34,7 +34,7 @@ rule caption:
         encoded=lambda w: f"{OUT}/encoding/{CAPTIONING['study']}/{w.subject}/{CAPTIONING['model']}",
         library=lambda w: [] if "store" in LIBRARY else f"{OUT}/captioning/library.json",
     output:
-        captions=directory(OUT + "/captioning/captions/{subject}"),
+        captions=directory(OUT + "/captioning/captions/{subject}.zarr"),
     log:
         OUT + "/logs/caption/{subject}.log",
     benchmark:
@@ -42,9 +42,10 @@ rule caption:
     params:
         library=LIBRARY.get("store", OUT + "/captioning/library.json"),
         options=lambda w: options(
-            model=model_settings(CAPTIONING["model"]),
+            captioner=CAPTIONING["captioner"]["name"],
+            tokenizer=CAPTIONING["captioner"]["tokenizer"],
+            **{k: CAPTIONING.get(k) for k in ("draws", "temperature", "q", "beams", "max_tokens", "rois")},
             seed=config["seed"],
-            **{k: CAPTIONING[k] for k in ("captioner", "draws", "temperature", "beam", "max_tokens")},
         ),
     threads: resource("caption", "threads")
     resources:
@@ -56,7 +57,7 @@ rule caption:
 
 rule captioning_section:
     input:
-        captions=[f"{OUT}/captioning/captions/{subject}" for subject in CAPTIONING.get("subjects", [])],
+        captions=[f"{OUT}/captioning/captions/{subject}.zarr" for subject in CAPTIONING.get("subjects", [])],
         encoded=[
             f"{OUT}/encoding/{CAPTIONING['study']}/{subject}/{CAPTIONING['model']}"
             for subject in CAPTIONING.get("subjects", [])
@@ -75,5 +76,5 @@ rule captioning_section:
     resources:
         **needs("evaluate"),
     shell:
-        "brainalign captioning-section {input.captions} --encoded {input.encoded}"
+        "brainalign caption-section {input.captions} --encoded {input.encoded}"
         " --out {output.section} {params.options} 2> {log}"

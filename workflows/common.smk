@@ -29,6 +29,7 @@ DEFAULT_RESOURCES = {
     "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1, "disk_mb": 500},
     "report": {"mem_mb": 4000, "runtime": 30, "threads": 1, "disk_mb": 1000},
     "dive": {"mem_mb": 16000, "runtime": 960, "threads": 4, "gpu": 1, "disk_mb": 1000},
+    "ascend": {"mem_mb": 8000, "runtime": 60, "threads": 4, "gpu": 1, "disk_mb": 100},
     "judge": {"mem_mb": 12000, "runtime": 60, "threads": 4, "gpu": 1, "disk_mb": 500},
     "library": {"mem_mb": 16000, "runtime": 2880, "threads": 8, "gpu": 1, "disk_mb": 25000},
     "caption": {"mem_mb": 16000, "runtime": 1440, "threads": 4, "gpu": 1, "disk_mb": 1000},

@@ -28,9 +28,21 @@ def half_encoded(role, half):
     return lambda w: f"{OUT}/encoding-halves/{SYNTHESIS['study']}/{w.subject}/{SYNTHESIS[role]}/{half}"
 
 
+def target_options(target):
+    keys = ("roi", "against", "cluster", "n_clusters", "neuroids")
+    return {k: TARGETS[target].get(k) for k in keys}
+
+
+def model_options_of(*roles):
+    """Models that an encoder's own record does not suffice to load: from files, say."""
+    chosen = {SYNTHESIS[r]: model_settings(SYNTHESIS[r]) for r in roles}
+    return {k: v for k, v in chosen.items() if len(v) > 1} or None
+
+
 rule dive:
     input:
-        encoded=half_encoded("model", 1),
+        guide=half_encoded("model", 1),
+        judge=half_encoded("judge", 2),
     output:
         images=directory(OUT + "/synthesis/images/{subject}/{target}"),
     log:
@@ -38,70 +50,118 @@ rule dive:
     benchmark:
         OUT + "/benchmarks/dive/{subject}-{target}.tsv"
     params:
-        # Every finished seed lies here: an interrupted run goes on.
-        checkpoint=OUT + "/synthesis/checkpoints/{subject}/{target}",
         options=lambda w: options(
-            target={"name": w.target, **{k: v for k, v in TARGETS[w.target].items() if k != "prefers"}},
+            pipeline=SYNTHESIS["generator"]["name"],
+            **target_options(w.target),
+            **{k: SYNTHESIS["generator"].get(k) for k in ("scheduler", "steps", "size", "precision")},
+            guidance=SYNTHESIS["guidance"],
+            **{k: SYNTHESIS.get(k) for k in ("interpolation", "n_images", "keep")},
+            models=model_options_of("model", "judge"),
             seed=config["seed"],
-            **{
-                k: SYNTHESIS.get(k)
-                for k in ("generator", "scale", "sag", "seeds", "checkpointing", "vae_slicing", "ascent")
-            },
-            cut=not SYNTHESIS["through_unet"],
         ),
     threads: resource("dive", "threads")
     resources:
         **needs("dive"),
     shell:
-        "brainalign dive --encoded {input.encoded} --out {output.images}"
-        " --checkpoint {params.checkpoint} {params.options}"
+        "brainalign dive --encoded {input.guide} --rerank {input.judge} --out {output.images}"
+        " {params.options}"
         # How many at once and where: in no params, so that a change makes no image again.
         " --batch-size {config[synthesis][batch_size]} --device {config[features][device]} 2> {log}"
 
 
-rule judge:
+rule ascend:
     input:
-        images=OUT + "/synthesis/images/{subject}/{target}",
         guide=half_encoded("model", 1),
         judge=half_encoded("judge", 2),
-        data=lambda w: f"{OUT}/studies/{SYNTHESIS['study']}/data",
-        stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
-        natural=lambda w: f"{OUT}/features/{SYNTHESIS['study']}/{SYNTHESIS['judge']}.json",
-        classifier=lambda w: (
-            f"{OUT}/models/{SYNTHESIS['classifier']}.json" if "classifier" in SYNTHESIS else []
-        ),
     output:
-        judged=directory(OUT + "/synthesis/judged/{subject}/{target}"),
+        images=directory(OUT + "/synthesis/ascent/{subject}/{target}"),
+    log:
+        OUT + "/logs/ascend/{subject}-{target}.log",
+    benchmark:
+        OUT + "/benchmarks/ascend/{subject}-{target}.tsv"
+    params:
+        options=lambda w: options(
+            **target_options(w.target),
+            **SYNTHESIS["ascent"],
+            **{k: SYNTHESIS.get(k) for k in ("interpolation", "keep")},
+            models=model_options_of("model", "judge"),
+            seed=config["seed"],
+        ),
+    threads: resource("ascend", "threads")
+    resources:
+        **needs("ascend"),
+    shell:
+        "brainalign ascend --encoded {input.guide} --rerank {input.judge} --out {output.images}"
+        " {params.options} --device {config[features][device]} 2> {log}"
+
+
+def image_sets(subject, target):
+    """Folders of generated images by the name of their set."""
+    sets = {"generated": f"{OUT}/synthesis/images/{subject}/{target}"}
+    if "ascent" in SYNTHESIS:
+        sets["pixel ascent"] = f"{OUT}/synthesis/ascent/{subject}/{target}"
+    return sets
+
+
+rule judge:
+    input:
+        images=lambda w: list(image_sets(w.subject, w.target).values()),
+        guide=half_encoded("model", 1),
+        judge=half_encoded("judge", 2),
+        stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
+        # Their features lie in the store.
+        natural=lambda w: f"{OUT}/features/{SYNTHESIS['study']}/{SYNTHESIS['judge']}.json",
+        classifier=lambda w: f"{OUT}/models/{SYNTHESIS['classifier']}.json",
+    output:
+        judged=OUT + "/synthesis/judged/{subject}/{target}.nc",
     log:
         OUT + "/logs/judge/{subject}-{target}.log",
     benchmark:
         OUT + "/benchmarks/judge/{subject}-{target}.tsv"
     params:
         folder=lambda w: stimuli_folder(SYNTHESIS["study"]),
+        store=OUT + "/features/store",
         options=lambda w: options(
-            keep=SYNTHESIS["keep"],
-            n_natural=SYNTHESIS["n_natural"],
-            prefers=TARGETS[w.target].get("prefers"),
-            classifier=model_settings(SYNTHESIS["classifier"]) if "classifier" in SYNTHESIS else None,
-            labels=SYNTHESIS["labels"] if "classifier" in SYNTHESIS else None,
+            generated=image_sets(w.subject, w.target),
+            **target_options(w.target),
+            top=SYNTHESIS["top"],
+            labeller=model_settings(SYNTHESIS["classifier"]),
+            labels=SYNTHESIS["labels"],
+            models=model_options_of("judge"),
+            bootstraps=config["evaluation"]["bootstraps"],
             seed=config["seed"],
         ),
     threads: resource("judge", "threads")
     resources:
         **needs("judge"),
     shell:
-        "brainalign judge --images {input.images} --guide {input.guide} --judge {input.judge}"
-        " --natural {input.natural} --stimuli {params.folder} --out {output.judged} {params.options}"
-        " --device {config[features][device]} 2> {log}"
+        "brainalign judge --guide {input.guide} --encoded {input.judge} --natural {params.folder}"
+        " --store {params.store} --out {output.judged} {params.options}"
+        " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
+
+
+def panels():
+    """What the section shows of each target."""
+    found = {}
+    for subject in SYNTHESIS.get("subjects", []):
+        for target, what in TARGETS.items():
+            panel = {
+                "judged": f"{OUT}/synthesis/judged/{subject}/{target}.nc",
+                "generated": image_sets(subject, target),
+            }
+            if "cluster" in what:
+                panel["cluster_of"] = f"{subject}, {what['roi']}"
+            if "prefers" in what:
+                panel["expected"] = what["prefers"]
+            found[f"{subject}, {target}"] = panel
+    return found
 
 
 rule synthesis_section:
     input:
-        judged=[
-            f"{OUT}/synthesis/judged/{subject}/{target}"
-            for subject in SYNTHESIS.get("subjects", [])
-            for target in TARGETS
-        ],
+        stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
+        images=[folder for p in panels().values() for folder in p["generated"].values()],
+        judged=[p["judged"] for p in panels().values()],
     output:
         section=directory(OUT + "/sections/synthesis"),
     log:
@@ -109,9 +169,10 @@ rule synthesis_section:
     benchmark:
         OUT + "/benchmarks/synthesis_section.tsv"
     params:
-        options=options(seed=config["seed"], bootstraps=config["evaluation"]["bootstraps"]),
+        natural=lambda w: stimuli_folder(SYNTHESIS["study"]),
+        options=options(panels=panels()),
     threads: resource("evaluate", "threads")
     resources:
         **needs("evaluate"),
     shell:
-        "brainalign synthesis-section {input.judged} --out {output.section} {params.options} 2> {log}"
+        "brainalign dive-section --natural {params.natural} --out {output.section} {params.options} 2> {log}"

@@ -187,6 +187,7 @@ def _train_autoencoder(
 ) -> Any:
     import torch
     from diffusers import AutoencoderKL
+    from torch.nn.functional import avg_pool2d
 
     seed = settings["seed"]
     with torch.random.fork_rng(devices=[]):
@@ -199,10 +200,13 @@ def _train_autoencoder(
         latents = model.encode(shown).latent_dist
         noise = torch.randn(latents.mean.shape, generator=generator).to(device)
         made = model.decode(latents.mean + latents.std * noise).sample
-        error = (made - shown).abs().mean()
-        # Edges, which a mean absolute error alone lets blur.
+        wrong = made - shown
+        error = wrong.abs().mean()
+        # Edges, which a mean absolute error alone lets blur, and colours, which it learns last.
         for axis in (-1, -2):
-            error = error + (torch.diff(made, dim=axis) - torch.diff(shown, dim=axis)).abs().mean()
+            error = error + torch.diff(wrong, dim=axis).abs().mean()
+        for size in (2, 4, 8):
+            error = error + avg_pool2d(wrong, size).abs().mean()
         return error + _KL * latents.kl().mean() / shown[0].numel()
 
     _fit(model, loss_of, len(images), settings, folder, name="autoencoder", save_every=every)
@@ -293,7 +297,7 @@ def train_diffusion(
     *,
     clip: Path | str = WEIGHTS,
     n_scenes: int = 12_000,
-    autoencoder_steps: int = 3000,
+    autoencoder_steps: int = 10_000,
     steps: int = 5000,
     seed: int = 0,
     device: str = "cpu",
@@ -307,8 +311,9 @@ def train_diffusion(
 ) -> Path | None:
     r"""Train autoencoder and denoiser on scenes rendered on the spot; write a diffusers pipeline.
 
-    The autoencoder minimises the mean absolute error of pictures and of their horizontal and
-    vertical differences, plus a small Kullback-Leibler term. Then, with its latents :math:`z` and
+    The autoencoder minimises the mean absolute error of pictures, of their horizontal and vertical
+    differences and of their means over squares of 2, 4 and 8 pixels, plus a small Kullback-Leibler
+    term. Then, with its latents :math:`z` and
     noise :math:`\epsilon`, the denoiser minimises
 
     .. math:: \min(1, 5 / \mathrm{SNR}_t) \,
@@ -327,7 +332,7 @@ def train_diffusion(
     n_scenes : int
         Number of scenes to learn from.
     autoencoder_steps, steps : int
-        Updates of the autoencoder (16 pictures each) and of the denoiser (32 each).
+        Updates of the autoencoder (8 pictures each) and of the denoiser (32 each).
     seed : int
         Names the scenes and draws first weights, batches and noise; below 10000.
     device : str
@@ -356,7 +361,7 @@ def train_diffusion(
     Raises
     ------
     ConfigError
-        If numbers make no sense or the checkpoint belongs to other settings.
+        If numbers make no sense, there is no judge, or the checkpoint belongs to other settings.
 
     References
     ----------
@@ -379,13 +384,15 @@ def train_diffusion(
     out_folder = Path(out_folder)
     if out_folder.exists() and not overwrite and stop_at is None:
         raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
+    if stop_at is None:
+        judge = _judge(judge)
     folder = Path(checkpoint) if checkpoint else None
     shared = Path(scenes) if scenes else folder
     text = text_encoder(clip)
     images, texts, _ = stored_scenes(n_scenes, seed, shared)
     settings: dict[str, Any] = {"n_scenes": n_scenes, "seed": seed}
     first = {
-        **settings, "steps": autoencoder_steps, "batch_size": 16, "learning_rate": 2e-3,
+        **settings, "steps": autoencoder_steps, "batch_size": 8, "learning_rate": 2e-3,
         "weight_decay": 0.0,
     }  # fmt: skip
     vae = _train_autoencoder(images, first, device, folder and folder / "vae", save_every)
@@ -468,8 +475,8 @@ def measure(
     guidance : float
         Classifier-free guidance of the pictures drawn from a prompt.
     judge : path, optional
-        Folder of the small CLIP model that labels the pictures; default the shipped judging one,
-        which has no part in training or guiding.
+        Folder of the small CLIP model that labels the pictures, one that has no part in training
+        or guiding; default ``small_judge`` beside the shipped models.
 
     Returns
     -------
@@ -499,7 +506,7 @@ def measure(
         inside = _as_tensor(shown, "cpu")
         made = pipeline.vae.decode(pipeline.vae.encode(inside).latent_dist.mean).sample.clamp(-1, 1)
         error = float((made - inside).square().mean())
-    judge = Path(judge) if judge else WEIGHTS.with_name("small_judge")
+    judge = _judge(judge)
     drawn = {
         c: _draw(pipeline, f"a picture of {PROMPTS[c]}", range(n), steps, guidance)
         for c in CATEGORIES
@@ -522,6 +529,17 @@ def measure(
         "unprompted": {c: rest.count(c) / len(rest) for c in CATEGORIES},
         "judge": judge.name, "steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
+
+
+def _judge(folder: Path | str | None) -> Path:
+    """Return the folder of the judging model; it must be there before hours of training."""
+    folder = Path(folder) if folder else WEIGHTS.with_name("small_judge")
+    if not (folder / "open_clip_config.json").is_file():
+        raise ConfigError(
+            f"There is no model to judge the pictures with in {folder}.",
+            "Train one with: python -m brainalign.small_models.clip --tower vit --seed 7 --out DIR",
+        )
+    return folder
 
 
 def _labels(name: str, pictures: list[Any]) -> list[str]:
@@ -614,7 +632,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--clip", type=Path, default=WEIGHTS, help="gives the text tower")
     parser.add_argument("--scenes", type=int, default=12_000, help="scenes to learn from")
-    parser.add_argument("--autoencoder-steps", type=int, default=3000, help="its updates")
+    parser.add_argument("--autoencoder-steps", type=int, default=10_000, help="its updates")
     parser.add_argument("--steps", type=int, default=5000, help="updates of the denoiser")
     parser.add_argument("--seed", type=int, default=0, help="names the scenes, draws the noise")
     parser.add_argument("--device", default="cpu", help="where torch computes")

@@ -164,7 +164,8 @@ def check_pipeline(pipe: Any) -> None:
     check_diffusers()
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
-    if not isinstance(pipe, StableDiffusionPipeline):
+    known = isinstance(pipe, StableDiffusionPipeline)
+    if not known:
         raise ConfigError(
             f"Guidance extends diffusers.StableDiffusionPipeline (1.x, 2.x); got "
             f"{type(pipe).__name__}."

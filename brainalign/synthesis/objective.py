@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,31 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from brainalign.data.schema import validate
-from brainalign.data.store import sha256_of
+from brainalign.data.store import read, sha256_of
 from brainalign.device import resolve_device
 from brainalign.encoding.clusters import spherical_kmeans
 from brainalign.encoding.model import sources_of
+from brainalign.encoding.result import read_result
 from brainalign.encoding.rois import roi_members
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
-from brainalign.features.layers import OUTPUT, hooked, pooled, pooled_shape, tensor_of
+from brainalign.features.differentiable import ImageFeatures
+from brainalign.features.layers import pooled_shape
 from brainalign.features.models import Model, load_model
 
-__all__ = ["ImageEncoder", "Target", "load_source", "same_neuroids"]
+__all__ = [
+    "Encoder",
+    "ImageEncoder",
+    "Target",
+    "load_source",
+    "parts_of",
+    "read_encoder",
+    "same_neuroids",
+]
 
-_INTERPOLATIONS = ("bilinear", "bicubic")
-#: Largest difference, in pixel values, between a model's own preprocessing and ours.
-_PIXEL_TOLERANCE = 0.02
+#: An encoder, or its parts with neuroids of their own (one a layer).
+Encoder = xr.Dataset | Sequence[xr.Dataset]
 
 
 @dataclass(frozen=True)
@@ -91,81 +99,143 @@ class Target:
                 name += f", cluster {self.cluster + 1} of {self.n_clusters}"
             object.__setattr__(self, "name", name)
 
-    def weights(self, encoders: Sequence[xr.Dataset]) -> list[NDArray[np.float64]]:
-        """Return the weight of every neuroid of each encoder: 1/n inside, -1/n in `against`.
+    def weights(self, encoders: Sequence[Encoder]) -> list[NDArray[np.float64]]:
+        """Return the weight of every neuroid, which sum over encoders to the mean of the target.
 
+        In a ROI of n neuroids a neuroid has 1/n, in `against` -1/n, over the number of encoders.
         Clusters are found in the weights of all encoders together.
+
+        Parameters
+        ----------
+        encoders : sequence of Dataset or sequence of Dataset
+            ``encoder`` schema; an encoder may be a list of parts with neuroids of their own, such
+            as one a layer.
+
+        Returns
+        -------
+        list of ndarray, shape (n_neuroids,)
+            One a Dataset, in order.
 
         Raises
         ------
         UnknownNameError
             For a ROI or a neuroid that an encoder does not have.
         SchemaError
-            If encoders whose weights are clustered together have different features.
+            If weights that are clustered together are of different features.
         """
-        if self.neuroids:
-            return [_mean(_by_id(e, self.neuroids), e.sizes["neuroid"]) for e in encoders]
-        assert self.roi is not None
-        rois = [r for r in (self.roi, self.against) if r is not None]
-        members = [roi_members(e, rois) for e in encoders]
-        if self.n_clusters is None:
-            out = []
-            for e, found in zip(encoders, members, strict=True):
-                w = _mean(found[self.roi], e.sizes["neuroid"])
-                if self.against is not None:
-                    w = w - _mean(found[self.against], e.sizes["neuroid"])
-                out.append(w)
-            return out
-        labels = self.clusters(encoders)
-        for e, label in zip(encoders, labels, strict=True):
-            if not (label == self.cluster).any():
-                raise UnknownNameError(
-                    f"{self.name} has no neuroid in the encoder of subject "
-                    f"{e.attrs.get('subject', '')!r}."
-                )
-        return [_mean(np.flatnonzero(label == self.cluster), len(label)) for label in labels]
+        groups = [parts_of(e) for e in encoders]
+        if self.n_clusters is not None:
+            labels = iter(self.clusters(encoders))
+            chosen = [[next(labels) == self.cluster for _ in parts] for parts in groups]
+            for parts, masks in zip(groups, chosen, strict=True):
+                if not any(m.any() for m in masks):
+                    raise UnknownNameError(
+                        f"{self.name} has no neuroid of subject "
+                        f"{parts[0].attrs.get('subject', '')!r}."
+                    )
+            found = [_mean(masks) for masks in chosen]
+        elif self.neuroids:
+            found = [_mean(_named(parts, self.neuroids)) for parts in groups]
+        else:
+            found = [_mean(_inside(parts, str(self.roi))) for parts in groups]
+            if self.against is not None:
+                minus = [_mean(_inside(parts, self.against)) for parts in groups]
+                found = [
+                    [a - b for a, b in zip(f, m, strict=True)]
+                    for f, m in zip(found, minus, strict=True)
+                ]
+        return [w / len(groups) for parts in found for w in parts]
 
-    def clusters(self, encoders: Sequence[xr.Dataset]) -> list[NDArray[np.intp]]:
-        """Return the cluster of every neuroid of each encoder, -1 outside the ROI."""
+    def clusters(self, encoders: Sequence[Encoder]) -> list[NDArray[np.intp]]:
+        """Return the cluster of every neuroid of each Dataset, -1 outside the ROI."""
         if self.roi is None or self.n_clusters is None:
             raise ConfigError("There are clusters only of a ROI, with n_clusters.")
-        if len({e.sizes["feature"] for e in encoders}) > 1:
-            raise SchemaError("Encoders that are clustered together need the same features.")
-        members = [roi_members(e, [self.roi])[self.roi] for e in encoders]
+        groups = [parts_of(e) for e in encoders]
+        flat = [e for parts in groups for e in parts]
+        inside = [m for parts in groups for m in _inside(parts, self.roi)]
+        features = {json.dumps(sources_of(e)) for e, m in zip(flat, inside, strict=True) if m.any()}
+        if len(features) > 1:
+            raise SchemaError(
+                f"The weights of {self.roi} are of different layers or models; their directions "
+                "cannot be compared.",
+                "Fit the encoder to one layer, or choose one layer a ROI.",
+            )
+        w = [
+            e["weights"].isel(neuroid=np.flatnonzero(m)).values
+            for e, m in zip(flat, inside, strict=True)
+        ]
         # A neuroid that nothing predicts has no direction.
-        w = [e["weights"].isel(neuroid=m).values for e, m in zip(encoders, members, strict=True)]
-        directed = [np.linalg.norm(x, axis=1) > 0 for x in w]
-        stacked = np.concatenate([x[d] for x, d in zip(w, directed, strict=True)])
-        found, _ = spherical_kmeans(stacked, self.n_clusters, seed=self.seed)
+        directed = [np.linalg.norm(x.reshape(len(x), -1), axis=1) > 0 for x in w]
+        stacked = np.concatenate(
+            [x[d] for x, d, m in zip(w, directed, inside, strict=True) if m.any()]
+        )
+        labels, _ = spherical_kmeans(stacked, self.n_clusters, seed=self.seed)
         out, start = [], 0
-        for e, m, d in zip(encoders, members, directed, strict=True):
-            label = np.full(e.sizes["neuroid"], -1, dtype=np.intp)
-            label[m[d]] = found[start : start + d.sum()]
+        for m, d in zip(inside, directed, strict=True):
+            label = np.full(len(m), -1, dtype=np.intp)
+            label[np.flatnonzero(m)[d]] = labels[start : start + d.sum()]
             start += int(d.sum())
             out.append(label)
         return out
 
 
-def _mean(members: NDArray[np.intp], n: int) -> NDArray[np.float64]:
-    w = np.zeros(n)
-    w[members] = 1 / len(members)
-    return w
+def parts_of(encoder: Encoder) -> list[xr.Dataset]:
+    """Return the Datasets that an encoder consists of."""
+    return [encoder] if isinstance(encoder, xr.Dataset) else list(encoder)
 
 
-def _by_id(encoder: xr.Dataset, ids: Sequence[str]) -> NDArray[np.intp]:
-    place = {s: i for i, s in enumerate(encoder["neuroid_id"].values.astype(str).tolist())}
-    unknown = [s for s in ids if s not in place]
+def read_encoder(path: str | Path) -> list[xr.Dataset]:
+    """Read an encoder: an ``encoder`` artefact, or the folder of an encoding result.
+
+    Returns
+    -------
+    list of Dataset
+        Of a result, one a layer that was chosen for some neuroid.
+
+    Raises
+    ------
+    UnavailableError
+        If there is neither.
+    """
+    path = Path(path)
+    if (path / "result.json").is_file():
+        return list(read_result(path).encoders.values())
+    return [read(path, "encoder")]
+
+
+def _inside(parts: Sequence[xr.Dataset], roi: str) -> list[NDArray[np.bool_]]:
+    out, missing = [], None
+    for e in parts:
+        inside = np.zeros(e.sizes["neuroid"], dtype=bool)
+        try:
+            inside[roi_members(e, [roi])[roi]] = True
+        except UnknownNameError as error:
+            missing = error
+        out.append(inside)
+    if missing is not None and not any(m.any() for m in out):
+        raise missing
+    return out
+
+
+def _named(parts: Sequence[xr.Dataset], ids: Sequence[str]) -> list[NDArray[np.bool_]]:
+    names = [e["neuroid_id"].values.astype(str) for e in parts]
+    known = {n for part in names for n in part.tolist()}
+    unknown = [i for i in ids if i not in known]
     if unknown:
         raise UnknownNameError(
             f"The encoder has no neuroid {unknown[0]!r} ({len(unknown)} of {len(ids)} are "
-            f"missing).{near(unknown[0], place)}"
+            f"missing).{near(unknown[0], known)}"
         )
-    return np.array([place[s] for s in ids])
+    return [np.isin(part, list(ids)) for part in names]
+
+
+def _mean(masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float64]]:
+    return [m / sum(int(k.sum()) for k in masks) for m in masks]
 
 
 def same_neuroids(
-    weights: NDArray[np.float64], encoder: xr.Dataset, other: xr.Dataset
-) -> NDArray[np.float64]:
+    weights: Sequence[NDArray[np.float64]], encoder: Encoder, other: Encoder
+) -> list[NDArray[np.float64]]:
     """Return weights over one encoder's neuroids as weights over another encoder of its subject.
 
     Neuroids are told by ``neuroid_id``. Those that the other lacks are left out, and what is left
@@ -176,25 +246,30 @@ def same_neuroids(
     SchemaError
         If the encoders are of different subjects, or have no neuroid of the target in common.
     """
-    subjects = [str(e.attrs.get("subject", "")) for e in (encoder, other)]
+    ours, theirs = parts_of(encoder), parts_of(other)
+    subjects = [str(parts[0].attrs.get("subject", "")) for parts in (ours, theirs)]
     if subjects[0] != subjects[1]:
         raise SchemaError(f"The encoders are of subjects {subjects[0]!r} and {subjects[1]!r}.")
-    used = np.flatnonzero(weights)
-    ids = encoder["neuroid_id"].values.astype(str)[used].tolist()
-    place = {s: i for i, s in enumerate(other["neuroid_id"].values.astype(str).tolist())}
-    out = np.zeros(other.sizes["neuroid"])
-    for name, w in zip(ids, weights[used].tolist(), strict=True):
-        if name in place:
-            out[place[name]] = w
+    wanted = {
+        n: w
+        for e, part in zip(ours, weights, strict=True)
+        for n, w in zip(e["neuroid_id"].values.astype(str).tolist(), part.tolist(), strict=True)
+        if w
+    }
+    out = [
+        np.array([wanted.get(n, 0.0) for n in e["neuroid_id"].values.astype(str).tolist()])
+        for e in theirs
+    ]
     for sign in (1, -1):
-        whole, here = weights[sign * weights > 0].sum(), out[sign * out > 0].sum()
+        whole = sum(w for w in wanted.values() if sign * w > 0)
+        here = sum(float(w[sign * w > 0].sum()) for w in out)
         if whole and not here:
             raise SchemaError(
                 "The encoders have no neuroid of the target in common; the first is missing: "
-                f"{ids[0]!r}."
+                f"{next(n for n, w in wanted.items() if sign * w > 0)!r}."
             )
         if whole:
-            out[sign * out > 0] *= whole / here
+            out = [np.where(sign * w > 0, w * (whole / here), w) for w in out]
     return out
 
 
@@ -252,135 +327,44 @@ def _canonical(preprocessing: Mapping[str, Any]) -> str:
     return json.dumps(preprocessing, sort_keys=True)
 
 
-class _Preprocess(nn.Module):
-    """Images in [0, 1] to what a model takes, with a gradient."""
-
-    def __init__(self, model: Model, interpolation: str | None) -> None:
-        super().__init__()
-        known = model.preprocessing
-        own = str(known.get("interpolation", known.get("processor", {}).get("resample", "")))
-        own = {"3": "bicubic", "2": "bilinear"}.get(own, own)
-        chosen = own if interpolation is None else interpolation
-        if chosen not in _INTERPOLATIONS:
-            raise ConfigError(
-                f"Images are resized by {' or '.join(_INTERPOLATIONS)} interpolation; "
-                f"{model.name} has {own!r} and {interpolation!r} was asked for."
-            )
-        if not known.get("mean") or not known.get("std"):
-            raise ConfigError(f"{model.name} does not say its mean and std.")
-        rows, columns = known["image_size"]
-        self.size = (int(rows), int(columns))
-        crop = float(known.get("crop_pct", 1.0))
-        processor = known.get("processor", {})
-        if processor.get("do_center_crop"):
-            side = processor.get("size", {})
-            crop = rows / (side.get("shortest_edge") or side.get("height") or rows)
-        squash = "squash" in (known.get("resize"), known.get("crop_mode"))
-        squash |= "processor" in known and not processor.get("do_center_crop")
-        self.squash, self.interpolation = squash, chosen
-        self.side = [math.floor(n / crop) for n in self.size]
-        for name in ("mean", "std"):
-            values = torch.tensor(known[name], dtype=torch.float32).reshape(1, -1, 1, 1)
-            self.register_buffer(name, values, persistent=False)
-        self._check(model)
-
-    def forward(self, images: Tensor) -> Tensor:
-        rows, columns = images.shape[-2:]
-        if self.squash:
-            size = (self.side[0], self.side[1])
-        else:
-            factor = max(self.side[0] / rows, self.side[1] / columns)
-            size = (round(rows * factor), round(columns * factor))
-        if size != (rows, columns):
-            images = functional.interpolate(
-                images, size, mode=self.interpolation, align_corners=False, antialias=True
-            )
-            if self.interpolation == "bicubic":
-                images = images.clamp(0, 1)
-        top, left = (round((n - m) / 2) for n, m in zip(size, self.size, strict=True))
-        images = images[..., top : top + self.size[0], left : left + self.size[1]]
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return (images - mean) / std
-
-    def _check(self, model: Model) -> None:
-        """Compare with the model's own transform on a smooth image of the model's size."""
-        from PIL import Image
-
-        y, x = np.mgrid[: self.size[0], : self.size[1]] / np.array(self.size).reshape(2, 1, 1)
-        smooth = np.stack([x, y, 0.5 + 0.5 * np.sin(3 * x + 2 * y)], axis=-1)
-        picture = np.round(255 * smooth).astype(np.uint8)
-        theirs = model.transform(Image.fromarray(picture))
-        ours = self(torch.from_numpy(picture).movedim(-1, 0)[None] / 255)[0]
-        if theirs.shape != ours.shape:
-            raise ConfigError(
-                f"{model.name} takes images of shape {tuple(theirs.shape)}, not "
-                f"{tuple(ours.shape)}: its preprocessing is not resize, crop and normalise."
-            )
-        std = self.get_buffer("std")[0]
-        difference = float(((ours - theirs) * std).abs().max())
-        if difference > _PIXEL_TOLERANCE:
-            raise ConfigError(
-                f"The preprocessing of {model.name} is not resize, crop and normalise: on a test "
-                f"image ours differs by {difference:.3f} of the range of a pixel.",
-                "Guide by an encoder of another model.",
-            )
-
-
 class _Tower(nn.Module):
     """One model: its layers of images, each through its own linear map."""
 
-    def __init__(self, model: Model, interpolation: str | None) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.preprocess = _Preprocess(model, interpolation)
-        self.module, self.model = model.module, model
-        self.maps = nn.ModuleDict()
-        self.layers: dict[str, tuple[str, Any]] = {}
+        self.model = model
+        self.linear = nn.ModuleList()
+        self.layers: list[tuple[str, Any]] = []
 
     def add(self, layer: str, pooling: Any, weight: NDArray[np.float64]) -> None:
-        if layer not in self.model.traced:
-            raise UnknownNameError(
-                f"{self.model.name} has no layer {layer!r}.{near(layer, self.model.traced)}"
-            )
-        shape = pooled_shape(self.model.traced[layer], pooling)
-        if shape != (weight.shape[1],):
+        found = self.model.traced.get(layer)
+        if found is not None and pooled_shape(found, pooling) != (weight.shape[1],):
             raise SchemaError(
                 f"The encoder has {weight.shape[1]} features of layer {layer!r}, and pooling "
-                f"{pooling!r} gives {shape}.",
+                f"{pooling!r} gives {pooled_shape(found, pooling)}.",
                 "Features that were reduced after extraction cannot be followed by a gradient.",
             )
-        key = sha256_of(layer, pooling)[:16]
-        if key in self.maps:
-            linear: Any = self.maps[key]
-            linear.weight.data += torch.as_tensor(weight, dtype=torch.float32)
+        w = torch.as_tensor(weight, dtype=torch.float32)
+        if (layer, pooling) in self.layers:
+            self.linear[self.layers.index((layer, pooling))].get_parameter("weight").data.add_(w)
             return
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        linear.weight.data = torch.as_tensor(weight, dtype=torch.float32)
-        self.maps[key] = linear.requires_grad_(False)
-        self.layers[key] = (layer, pooling)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False).requires_grad_(False)
+        linear.weight.data = w
+        self.linear.append(linear)
+        self.layers.append((layer, pooling))
+
+    def close(self, interpolation: str | None) -> None:
+        self.features = ImageFeatures(self.model, self.layers, interpolation=interpolation)
 
     def forward(self, images: Tensor) -> Tensor:
-        found: dict[str, Tensor] = {}
-        names = {layer for layer, _ in self.layers.values()}
-        wanted: dict[str, list[Any]] = {n: [] for n in names}
-        for key, (layer, pooling) in self.layers.items():
-            wanted[layer].append((key, pooling))
-
-        def receive(name: str, output: Tensor) -> None:
-            for key, pooling in wanted[name]:
-                # A copy: a later layer may work in place.
-                found[key] = pooled(output, self.model.traced[name], pooling).clone()
-
-        with hooked(self.module, sorted(names), receive):
-            output = tensor_of(self.model.forward(self.preprocess(images)))
-        if OUTPUT in names and output is not None:
-            receive(OUTPUT, output)
-        return sum(self.maps[key](x) for key, x in found.items())
+        found = self.features(images)
+        return torch.stack([f(x) for f, x in zip(self.linear, found, strict=True)]).sum(0)
 
 
 class ImageEncoder(nn.Module):
     r"""What encoders predict for images, with a gradient.
 
-    .. math:: y_k(I) = \frac1E \sum_e \sum_v r^e_{kv} \left( W^e_v \,
+    .. math:: y_k(I) = \sum_e \sum_v r^e_{kv} \left( W^e_v \,
               \frac{\phi^e(P^e(I)) - \mu^e}{\sigma^e} + b^e_v \right)
 
     with P resizing the image to the model's size (antialiased), cropping its centre and
@@ -421,31 +405,37 @@ class ImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         device = resolve_device(device)
-        encoders = [encoders] if isinstance(encoders, xr.Dataset) else list(encoders)
+        encoders = parts_of(encoders)
         if readouts is None:
             if len(encoders) != 1:
-                raise ConfigError("Several encoders need readouts to be averaged.")
+                raise ConfigError("Several encoders need readouts to be added up by.")
             readouts = [np.eye(encoders[0].sizes["neuroid"])]
         if len(readouts) != len(encoders) or not encoders:
             raise ConfigError(f"{len(readouts)} readouts came for {len(encoders)} encoders.")
         towers: dict[str, _Tower] = {}
-        bias = 0.0
+        bias = np.zeros(1)
         for encoder, readout in zip(encoders, readouts, strict=True):
             validate(encoder, "encoder")
             if "delay" in encoder.dims:
                 raise SchemaError(
                     "The encoder has delays: it predicts over time, not from one image."
                 )
-            r = np.atleast_2d(np.asarray(readout, dtype=np.float64)) / len(encoders)
+            r = np.atleast_2d(np.asarray(readout, dtype=np.float64))
             if r.shape[1] != encoder.sizes["neuroid"]:
                 raise SchemaError(
                     f"A readout has {r.shape[1]} neuroids, its encoder {encoder.sizes['neuroid']}."
                 )
             scale = encoder["feature_scale"].values.astype(np.float64)
             used = np.flatnonzero((r != 0).any(axis=0))
+            if not len(used):
+                continue
             w = encoder["weights"].isel(neuroid=used).values.astype(np.float64)
             w = (r[:, used] @ w) / scale
-            bias = bias + r @ encoder["intercept"].values - w @ encoder["feature_mean"].values
+            bias = (
+                bias
+                + r @ encoder["intercept"].values.astype(np.float64)
+                - w @ encoder["feature_mean"].values
+            )
             start = 0
             for source in sources_of(encoder):
                 stop = start + int(source["n_features"])
@@ -453,10 +443,12 @@ class ImageEncoder(nn.Module):
                                 source.get("preprocessing"))[:16]  # fmt: skip
                 if key not in towers:
                     model = load_source(source, models=models, device=device)
-                    towers[key] = _Tower(model, interpolation)
+                    towers[key] = _Tower(model)
                 pooling = source.get("pooling", "mean")
                 towers[key].add(source["layer"], pooling, w[:, start:stop])
                 start = stop
+        for tower in towers.values():
+            tower.close(interpolation)
         self.towers = nn.ModuleDict(towers)
         self.bias = nn.Parameter(torch.as_tensor(bias, dtype=torch.float32), requires_grad=False)
         self.to(device)

@@ -39,7 +39,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_NAMES = ("allen2022", "haxby2001", "kay2017", "kriegeskorte2008")
+_NAMES = ("allen2022", "geirhos2021", "haxby2001", "kay2017", "kriegeskorte2008")
 
 
 @dataclass

@@ -1,0 +1,41 @@
+"""What an observer, human or network, makes of images: critical band masking and trial files."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "FREQUENCIES": "analysis",
+    "NOISE_SDS": "analysis",
+    "Channel": "analysis",
+    "ChannelFit": "analysis",
+    "Classifier": "observers",
+    "SimulatedObserver": "observers",
+    "ZeroShotClassifier": "observers",
+    "accuracy": "trials",
+    "band_frequencies": "stimuli",
+    "error_consistency": "trials",
+    "fit_channel": "analysis",
+    "fit_index_channel": "analysis",
+    "fit_thresholds": "analysis",
+    "laplacian_pyramid": "stimuli",
+    "mask": "stimuli",
+    "masking_design": "stimuli",
+    "observe": "observers",
+    "octave_noise": "stimuli",
+    "pairwise_consistency": "trials",
+    "probability_correct": "analysis",
+    "shape_bias": "trials",
+    "threshold_indices": "analysis",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,228 @@
+"""Channels: the published numbers, recovery of known channels, intervals that cover, flags."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.optimize import minimize
+
+from brainalign.errors import SchemaError
+from brainalign.psychophysics import (
+    FREQUENCIES,
+    NOISE_SDS,
+    fit_channel,
+    fit_index_channel,
+    fit_thresholds,
+    probability_correct,
+    threshold_indices,
+)
+from brainalign.psychophysics.analysis import accuracy_matrix, fit_channels
+from brainalign.psychophysics.likelihood import fit_binomial, log_likelihood
+
+F = np.tile(FREQUENCIES, 5)
+SD = np.repeat(NOISE_SDS, 7)
+KNOWN = {"sensitivity": 0.8, "slope": 2.0, "lapse": 0.05}
+
+
+def simulated(bandwidth, centre, n=30, sets=1, seed=0, **known):
+    p = probability_correct(F, SD, bandwidth=bandwidth, centre=centre, **(KNOWN | known))
+    return np.random.default_rng(seed).binomial(n, p, (sets, len(p)))
+
+
+def trials_of(k, n):
+    """Return single trials with k of n correct in each cell."""
+    n = np.broadcast_to(n, k.shape)
+    correct = np.concatenate([np.arange(m) < hits for hits, m in zip(k, n, strict=True)])
+    total = int(n.sum())
+    category = np.array([f"c{i % 16}" for i in range(total)])
+    return xr.Dataset(
+        {
+            "response": ("trial", np.where(correct, category, "other")),
+            "correct": ("trial", correct),
+            "category": ("trial", category),
+            "noise_sd": ("trial", np.repeat(SD, n)),
+            "frequency": ("trial", np.repeat(F, n)),
+        },
+        coords={"subject": "s"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("indices", "bandwidth", "centre", "sensitivity", "flags"),
+    [
+        ([0, 0, 0, 0, 2, 2, 0], 1.00, 39.6, 1.00, ("amplitude_at_bound",)),
+        ([0, 0, 2, 2, 3, 4, 2], 3.99, 39.4, 0.71, ()),
+        ([0, 0, 1, 2, 2, 3, 1], 3.51, 34.4, 0.39, ()),
+        ([0, 0, 0, 2, 3, 3, 0], 2.29, 32.2, 0.70, ()),
+    ],
+)
+def test_published_channels(indices, bandwidth, centre, sensitivity, flags):
+    channel = fit_index_channel(indices)
+    assert channel.bandwidth == pytest.approx(bandwidth, abs=0.005)
+    assert channel.centre == pytest.approx(centre, abs=0.05)
+    assert channel.sensitivity == pytest.approx(sensitivity, abs=0.005)
+    assert channel.flags == flags and channel.usable
+
+
+def test_threshold_indices_by_hand():
+    accuracy = np.array([[0.9, 0.9, 0.5], [0.9, 0.6, 0.5], [0.8, 0.5, 0.2], [0.7, 0.9, 0.1]])
+    # The second band is right again at the strongest noise, where the scan begins.
+    assert threshold_indices(accuracy).tolist() == [0, 0, 3]
+    accuracy[3, 1] = 0.5
+    assert threshold_indices(accuracy).tolist() == [0, 2, 3]
+    with pytest.raises(SchemaError, match="Divide per cents by 100"):
+        threshold_indices(100 * accuracy)
+
+
+def test_flags_of_the_index_rule():
+    low = np.full((5, 7), 0.4)
+    assert fit_index_channel(threshold_indices(low), accuracy=low).flags == ("below_half", "flat")
+    assert fit_index_channel([0] * 7).flags == ("flat",)
+    assert fit_index_channel([0, 0, 0, 0, 0, 4, 0]).flags == ("diverged",)
+    wide = fit_index_channel([3, 3, 3, 3, 3, 4, 3])
+    assert not wide.usable and "diverged" in wide.flags
+    assert np.isnan(fit_index_channel([0] * 7).bandwidth)
+    for wrong in ([0, 1], [0, 5, 1, 0, 0, 0, 0], [0, 0.5, 1, 0, 0, 0, 0]):
+        with pytest.raises(SchemaError, match="whole numbers"):
+            fit_index_channel(wrong)
+
+
+def test_probability_by_hand():
+    known = {"bandwidth": 2.0, "centre": 28.0, "sensitivity": 0.5, "guess": 0.1, "lapse": 0.1}
+    # At the threshold 0.01 / 0.5 accuracy is half-way; an octave off, the sensitivity is halved.
+    assert probability_correct(28.0, 0.02, **known) == pytest.approx(0.5)
+    assert probability_correct(56.0, 0.04, **known) == pytest.approx(0.5)
+    assert probability_correct(28.0, 0.0, **known) == pytest.approx(0.9)
+    assert probability_correct(28.0, 0.04, slope=3, **known) == pytest.approx(0.1 + 0.8 / 9)
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "centre"), [(1, 28.0), (2, 20.0), (3, 40.0), (4, 30.0), (5, 25.0)]
+)
+def test_parametric_fit_is_unbiased(bandwidth, centre):
+    fits = fit_channels(simulated(bandwidth, centre, n=100, sets=40), 100, F, SD, intervals=False)
+    for name, true in (("bandwidth", bandwidth), ("centre", centre), ("sensitivity", 0.8)):
+        error = np.log2([getattr(f.channel, name) / true for f in fits])
+        assert abs(error.mean()) < 3.5 * error.std(ddof=1) / np.sqrt(len(error)), name
+        assert error.std() < 0.35, name
+
+
+def test_index_rule_is_biased_where_the_parametric_fit_is_not():
+    wide = []
+    for centre in np.geomspace(20, 40, 5):
+        p = probability_correct(
+            F, SD, bandwidth=3.0, centre=centre, sensitivity=0.6, slope=8, lapse=0.01
+        )
+        wide.append(fit_index_channel(threshold_indices(p.reshape(5, 7))).bandwidth)
+        (fit,) = fit_channels([1e4 * p], 1e4, F, SD, intervals=False)
+        assert fit.channel.bandwidth == pytest.approx(3.0, rel=1e-3)
+        assert fit.channel.centre == pytest.approx(centre, rel=1e-3)
+        assert fit.slope == pytest.approx(8, rel=0.01)
+    assert np.mean(wide) > 3.6 and min(wide) > 3.0
+
+
+def test_intervals_cover_at_their_nominal_rate():
+    known = {"bandwidth": 2.0, "centre": 30.0, "sensitivity": 0.8}
+    fits = fit_channels(simulated(2.0, 30.0, n=20, sets=120, seed=1), 20, F, SD, level=0.8)
+    for name, true in known.items():
+        covered = np.mean([f.intervals[name][0] <= true <= f.intervals[name][1] for f in fits])
+        # Three standard errors of a share of 0.8 in 120 are 0.11.
+        assert 0.69 < covered < 0.91, name
+
+
+def test_few_trials_leave_wide_intervals():
+    width = {}
+    for n in (2, 200):
+        (fit,) = fit_channels(simulated(2.0, 30.0, n=n, seed=3), n, F, SD)
+        width[n] = np.ptp(np.log2(fit.intervals["bandwidth"]))
+    # A hundred times the trials make an interval about ten times narrower.
+    assert 6 < width[2] / width[200] < 16
+
+
+def test_flags_of_the_parametric_fit():
+    flat = np.random.default_rng(0).binomial(30, 0.6, (1, 35))
+    assert "flat" in fit_channels(flat, 30, F, SD)[0].channel.flags
+    poor = simulated(2.0, 30.0, n=60, lapse=0.6)
+    assert "below_half" in fit_channels(poor, 60, F, SD)[0].channel.flags
+    # Midway between two bands, a channel of one octave is seen by these two alone.
+    hidden = fit_channels(simulated(1.0, 39.6, n=100), 100, F, SD)[0]
+    low, high = hidden.intervals["bandwidth"]
+    assert low < 0.5 and 1.0 < high < 1.6
+    none = fit_channels(simulated(2.0, 30.0, sensitivity=1e-3), 30, F, SD)[0]
+    assert {"flat", "bandwidth_open"} <= set(none.channel.flags)
+
+
+def test_maximum_is_that_of_a_general_optimiser():
+    k = simulated(2.5, 25.0, n=25, seed=5)
+    (fit,) = fit_channels(k, 25, F, SD, intervals=False)
+
+    def loss(t):
+        p = probability_correct(
+            F, SD, bandwidth=np.exp(t[0]), centre=np.exp(t[1]), sensitivity=np.exp(t[2]),
+            slope=np.exp(t[3]), lapse=1 / (1 + np.exp(-t[4])) * 0.9,
+        )  # fmt: skip
+        return -log_likelihood(p, k[0], np.full(35, 25))
+
+    other = minimize(
+        loss, np.log([2, 30, 1, 2, 0.1]), method="Nelder-Mead",
+        options={"maxiter": 4000, "maxfev": 4000, "xatol": 1e-6, "fatol": 1e-9},
+    )  # fmt: skip
+    assert fit.log_likelihood == pytest.approx(-other.fun, abs=1e-5)
+    assert fit.channel.bandwidth == pytest.approx(np.exp(other.x[0]), rel=1e-3)
+
+
+def test_fit_binomial_holds_and_bounds():
+    def curve(theta):
+        p = 1 / (1 + np.exp(-theta))
+        return p, (p * (1 - p))[:, :, None] * np.eye(2)
+
+    theta, _ = fit_binomial(curve, [[0.0, 0.0]], [[3, 9]], [10, 10], lower=[-1, -1], upper=[5, 1])
+    assert theta[0] == pytest.approx([np.log(0.3 / 0.7), 1.0], abs=1e-5)
+    theta, _ = fit_binomial(
+        curve, [[0.5, 0.0]], [[3, 9]], [10, 10], lower=[-1, -1], upper=[5, 5], fixed=[0]
+    )
+    assert theta[0] == pytest.approx([0.5, np.log(9)], abs=1e-5)
+    with pytest.raises(SchemaError, match="between 0 and that of trials"):
+        fit_binomial(curve, [[0.0, 0.0]], [[11, 9]], [10, 10], lower=[-1, -1], upper=[5, 1])
+
+
+def test_from_trials():
+    k = simulated(2.0, 30.0, n=40, seed=2)[0]
+    trials = trials_of(k, 40)
+    assert accuracy_matrix(trials).values == pytest.approx(k.reshape(5, 7) / 40)
+    fit = fit_channel(trials)
+    assert fit.n_trials == 1400 and fit.guess == 1 / 16
+    same = fit_channels(k[None], 40, F, SD)[0].channel
+    assert fit.channel.bandwidth == pytest.approx(same.bandwidth) and same.flags == ()
+    with pytest.raises(SchemaError, match="'frequency' is missing"):
+        fit_channel(trials.drop_vars("frequency"))
+    with pytest.raises(SchemaError, match="3 bands or more"):
+        fit_channel(trials.isel(trial=trials["frequency"].values < 5))
+
+
+def test_trials_without_noise_need_no_band():
+    k = simulated(2.0, 30.0, n=40, seed=2)[0]
+    trials = trials_of(k, 40)
+    free = trials.assign(frequency=trials["frequency"].where(trials["noise_sd"] > 0))
+    assert fit_channel(free).channel.bandwidth == pytest.approx(
+        fit_channel(trials).channel.bandwidth, rel=1e-4
+    )
+    clean = accuracy_matrix(free).sel(noise_sd=0).values
+    assert clean == pytest.approx(np.full(7, k[:7].sum() / 280))
+
+
+def test_thresholds_of_bands():
+    n = 60
+    trials = trials_of(simulated(2.0, 28.0, n=n, seed=4)[0], n)
+    found = fit_thresholds(trials, n_bootstrap=100)
+    true = 0.01 / (0.8 * 2.0 ** -((np.log2(np.array(FREQUENCIES) / 28)) ** 2))
+    seen = (true > 0.01) & (true < 0.16)
+    assert seen.sum() == 3
+    assert (found["low"].values[seen] < true[seen]).all()
+    assert (found["high"].values[seen] > true[seen]).all()
+    assert found["threshold"].values[seen] == pytest.approx(true[seen], rel=0.35)
+    # Noise of the lowest band never masks.
+    assert np.isinf(found["high"].values[0]) and found["threshold"].values[0] > 0.3
+    again = fit_thresholds(trials, n_bootstrap=100)
+    assert again.identical(found)

@@ -1,0 +1,141 @@
+"""From seeds to ranked images: resumption, the record, the baseline."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_pipeline as tiny
+
+from brainalign.data.stimuli import read_stimuli
+from brainalign.data.store import write
+from brainalign.errors import ConfigError, UnavailableError, UnknownNameError
+from brainalign.synthesis import ascend_pixels, dive, load_pipeline, read_kept
+from brainalign.synthesis.objective import Target
+from brainalign.synthesis.sampling import largest_batch, predict_target
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory, encoder, model, stimuli):
+    folder = tmp_path_factory.mktemp("paths")
+    tiny.pipeline().save_pretrained(folder / "pipe")
+    write(encoder, folder / "one.zarr", "encoder")
+    write(tiny.encoder(model, stimuli, seed=5), folder / "two.zarr", "encoder")
+    return folder
+
+
+OPTIONS = {
+    "roi": "A", "n_images": 5, "seed": 7, "steps": 2, "batch_size": 2, "scale": 40.0,
+    "scheduler": "dpmsolver++", "device": "cpu", "keep": 0.4,
+}  # fmt: skip
+
+
+def test_a_run_that_was_killed_ends_with_the_same_images(paths, tmp_path, monkeypatch, encoder):
+    import brainalign.synthesis.sampling as module
+
+    whole = dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "whole",
+                 rerank=paths / "two.zarr", **OPTIONS)  # fmt: skip
+    made = []
+
+    def dies(pipe, objective, seeds, **options):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(list(seeds))
+        return real(pipe, objective, seeds, **options)
+
+    real = module.sample
+    monkeypatch.setattr(module, "sample", dies)
+    out = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        dive(paths / "one.zarr", paths / "pipe", out=out, rerank=paths / "two.zarr", **OPTIONS)
+    left = sorted(f.name for f in (tmp_path / "broken.seeds").rglob("*.png"))
+    assert not out.exists() and left == [f"{s:08d}.png" for s in (7, 8, 9, 10)]
+    # One image of a batch is lost: the batch is made again, the others of it are left alone.
+    lost = next((tmp_path / "broken.seeds").rglob("00000010.png"))
+    lost.unlink()
+    made.clear()
+    monkeypatch.setattr(module, "sample", real)
+    again = dive(paths / "one.zarr", paths / "pipe", out=out, rerank=paths / "two.zarr", **OPTIONS)
+    assert again.sha256 == whole.sha256 and not (tmp_path / "broken.seeds").exists()
+
+    index = whole.index
+    assert index["seed"].values.tolist() == [7, 8, 9, 10, 11]
+    assert sorted(index["rank"].values.tolist()) == list(range(5))
+    order = np.argsort(index["rank"].values)
+    assert (np.diff(index["predicted_reranking"].values[order]) <= 0).all()
+    assert not np.allclose(index["predicted_reranking"], index["predicted_guiding"])
+    kept = read_kept(tmp_path / "whole")
+    assert kept.ids == [whole.ids[i] for i in order[:2]]
+    expected = predict_target(encoder, Target("A").weights([encoder]), whole)
+    assert np.allclose(index["predicted_guiding"], expected, atol=1e-6)
+    config = json.loads(index.attrs["config"])
+    assert config["guidance"]["scale"] == 40 and config["scheduler"].startswith("DPMSolver")
+    assert index.attrs["batch_size"] == "2" and index.attrs["reranked_by"] == "another encoder"
+    assert set(json.loads(index.attrs["inputs"])) == {"one.zarr", "two.zarr"}
+    with pytest.raises(FileExistsError):
+        dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "whole", **OPTIONS)
+
+
+def test_a_seed_is_the_same_image_in_any_batch(paths, tmp_path):
+    by_size = []
+    for n, seed, size in ((3, 7, 3), (1, 8, 1), (2, 8, 2)):
+        out = tmp_path / f"{n}-{seed}-{size}"
+        made = dive(paths / "one.zarr", paths / "pipe", out=out,
+                    **{**OPTIONS, "n_images": n, "seed": seed, "batch_size": size})  # fmt: skip
+        i = made.index["seed"].values.tolist().index(8)
+        by_size.append(np.asarray(made.open(i)).astype(int))
+    assert np.abs(by_size[0] - by_size[1]).max() <= 1
+    assert np.abs(by_size[0] - by_size[2]).max() <= 1
+    assert read_stimuli(tmp_path / "1-8-1").index.attrs["reranked_by"] == "the guiding encoder"
+
+
+def test_a_batch_size_is_chosen_once(paths, tmp_path, monkeypatch):
+    import brainalign.synthesis.sampling as module
+
+    asked = []
+    monkeypatch.setattr(module, "largest_batch", lambda *a, **k: asked.append(a) or 2)
+    made = dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "x",
+                **{**OPTIONS, "batch_size": "auto", "n_images": 3})  # fmt: skip
+    assert len(asked) == 1 and made.index.attrs["batch_size"] == "2"
+    with pytest.raises(ConfigError, match="batch_size"):
+        dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "y", **{**OPTIONS, "batch_size": 0})
+
+
+def test_the_batch_that_fits_is_found_by_trying(monkeypatch):
+    import brainalign.synthesis.sampling as module
+
+    sizes = []
+    monkeypatch.setattr(
+        module, "_peak", lambda run, device: (run(), 300.0 + 100.0 * sizes[-1], 2000.0)[1:]
+    )
+    assert largest_batch(sizes.append, 100, device="cpu") == 14  # 0.85 x 2000 = 300 + 14 x 100
+    assert largest_batch(sizes.append, 9, device="cpu") == 9
+    monkeypatch.setattr(module, "_peak", lambda run, device: (float("inf"), 2000.0))
+    assert largest_batch(sizes.append, 9, device="cpu") == 1
+
+
+def test_ascent_on_pixels_raises_the_prediction(paths, tmp_path):
+    made = ascend_pixels(paths / "one.zarr", out=tmp_path / "x", size=64, roi="A", against="B",
+                         n_images=3, batch_size=2, steps=8, device="cpu")  # fmt: skip
+    still = ascend_pixels(paths / "one.zarr", out=tmp_path / "y", size=64, roi="A", against="B",
+                          n_images=3, batch_size=2, steps=0, device="cpu")  # fmt: skip
+    gain = made.index["predicted_guiding"].values - still.index["predicted_guiding"].values
+    assert (gain > 0.1).all()
+    assert made.index["target"].values.tolist() == ["A against B"] * 3
+
+
+def test_errors_come_before_the_first_seed(paths, tmp_path):
+    for options, error, match in (
+        ({"roi": "Z"}, UnknownNameError, "Z"),
+        ({"scheduler": "dpm"}, UnknownNameError, "dpmsolver"),
+        ({"precision": "half"}, ConfigError, "precision"),
+        ({"keep": 0}, ConfigError, "keep"),
+        ({"schedule": "steep"}, ConfigError, "schedule"),
+        ({"rerank": [paths / "two.zarr"] * 2}, ConfigError, "expected one for each"),
+    ):
+        with pytest.raises(error, match=match):
+            dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "x", **{**OPTIONS, **options})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UnavailableError, match="model_index"):
+        load_pipeline(tmp_path)
+    shutil.rmtree(tmp_path)

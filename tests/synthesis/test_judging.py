@@ -1,0 +1,141 @@
+"""Judging: labels, intervals, preferences, diversity, and the section that shows them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny_pipeline as tiny
+import torch
+
+from brainalign.data.section import read_section, write_section
+from brainalign.data.stimuli import write_stimuli
+from brainalign.data.store import read, write
+from brainalign.errors import ConfigError, SchemaError
+from brainalign.features import load_model
+from brainalign.synthesis import ascend_pixels, judge
+from brainalign.synthesis.judging import (
+    ALL_NATURAL,
+    compare_with_natural,
+    label_images,
+    mean_cosine_distance,
+    mean_pixel_distance,
+    preferred_label,
+)
+from brainalign.synthesis.sections import section_from_folders
+
+LABELS = np.array(["face", "place", "word", "body", "food"])
+
+
+def test_the_sets_are_compared_as_counted_by_hand():
+    rng = np.random.default_rng(0)
+    natural = rng.standard_normal(1000)
+    kinds = LABELS[rng.integers(5, size=1000)]
+    kinds[np.argsort(-natural)[:100]] = "place"
+    ds = compare_with_natural(
+        {ALL_NATURAL: natural, "generated": np.full(20, 9.0), "flat": np.full(20, natural.mean())},
+        {ALL_NATURAL: kinds, "generated": np.repeat(["place", "food"], [18, 2]),
+         "flat": np.repeat("face", 20)},
+        seed=1,
+    )  # fmt: skip
+    assert ds["set"].values.tolist() == [
+        ALL_NATURAL, "top 200 natural", "top 100 natural", "generated", "flat"
+    ]  # fmt: skip
+    share = ds["share"].to_pandas()
+    assert share.loc["top 100 natural", "place"] == 1 and share.loc["generated", "place"] == 0.9
+    assert ds["above"].values == pytest.approx([0.01, 0.05, 0.1, 1, 0])
+    assert ds["activation"].sel(set="generated") == 9
+    assert ds.attrs["top_1_percent"] == pytest.approx(np.quantile(natural, 0.99))
+    low, high = (float(ds[f"activation_{k}"].sel(set=ALL_NATURAL)) for k in ("low", "high"))
+    # Half of a 95 % interval of a mean.
+    assert (high - low) / 2 == pytest.approx(1.96 * natural.std() / np.sqrt(1000), rel=0.1)
+    preferred = dict(zip(ds["set"].values.tolist(), ds["preferred"].values.tolist(), strict=True))
+    # A set of one label whose activation the judge does not confirm prefers nothing.
+    assert preferred == {
+        ALL_NATURAL: "", "top 200 natural": "place", "top 100 natural": "place",
+        "generated": "place", "flat": "",
+    }  # fmt: skip
+
+
+def test_no_label_is_preferred_in_images_like_the_natural_ones():
+    rng = np.random.default_rng(2)
+    natural = LABELS[rng.integers(5, size=2000)]
+    false = [preferred_label(LABELS[rng.integers(5, size=20)], natural)[0] for _ in range(400)]
+    assert np.mean([f != "" for f in false]) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+    label, p = preferred_label(np.repeat(["food", "face"], [14, 6]), natural)
+    assert label == "food" and p < 1e-4
+    with pytest.raises(SchemaError, match="all natural"):
+        compare_with_natural({"x": np.ones(3)}, {"x": LABELS[:3]})
+    with pytest.raises(SchemaError, match="finite"):
+        compare_with_natural({ALL_NATURAL: np.ones(2) * np.nan}, {ALL_NATURAL: LABELS[:2]})
+
+
+def test_diversities_are_means_over_pairs(stimuli):
+    x = np.random.default_rng(0).standard_normal((9, 5))
+    pairs = [
+        1 - x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j])
+        for i, j in itertools.combinations(range(9), 2)
+    ]
+    assert mean_cosine_distance(x) == pytest.approx(np.mean(pairs))
+    few = stimuli.select(stimuli.ids[:4])
+    small = [np.asarray(few.open(i).resize((32, 32), 4), dtype=float) / 255 for i in range(4)]
+    pairs = [((small[i] - small[j]) ** 2).mean() for i, j in itertools.combinations(range(4), 2)]
+    assert mean_pixel_distance(few) == pytest.approx(np.sqrt(np.mean(pairs)))
+    assert np.isnan(mean_pixel_distance(stimuli.select(stimuli.ids[:1])))
+
+
+class Colour(torch.nn.Module):
+    """A classifier by the strongest colour."""
+
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def colours():
+    return load_model(Colour(), image_size=64, mean=[0, 0, 0], std=[1, 1, 1], device="cpu")
+
+
+def test_a_classifier_and_a_model_of_texts_label_images(tmp_path, colours, model):
+    images = [np.eye(3, dtype=np.uint8)[c] * np.full((64, 64, 1), 200, np.uint8) for c in (2, 0)]
+    pure = write_stimuli(tmp_path / "x", images, ["a", "b"])
+    assert label_images(colours, pure, ["red", "green", "blue"]).tolist() == ["blue", "red"]
+    with pytest.raises(ConfigError, match="2 labels"):
+        label_images(colours, pure, ["red", "green"])
+    found = label_images(model, pure, {"face": ["a face"], "place": ["a house"]})
+    assert set(found.tolist()) <= {"face", "place"}
+
+
+def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours):
+    write(encoder, tmp_path / "one.zarr", "encoder")
+    write(tiny.encoder(model, stimuli, seed=5), tmp_path / "two.zarr", "encoder")
+    ascend_pixels(tmp_path / "one.zarr", out=tmp_path / "made", size=64, roi="A", n_images=4,
+                  keep=0.5, steps=3, device="cpu", rerank=tmp_path / "two.zarr")  # fmt: skip
+    judged = judge(
+        {"pixel ascent": tmp_path / "made"}, stimuli.folder, encoder=tmp_path / "two.zarr",
+        labeller=colours, labels=["red", "green", "blue"], out=tmp_path / "judged.nc", roi="A",
+        top=(5, 10), n_bootstrap=50, device="cpu",
+    )  # fmt: skip
+    assert judged["n"].values.tolist() == [24, 10, 5, 2]
+    on_disk = read(tmp_path / "judged.nc")
+    assert np.allclose(on_disk["activation"], judged["activation"])
+    assert np.allclose(on_disk["share"].sum("label"), 1)
+    best = on_disk["natural_activation"].values
+    assert float(on_disk["activation"].sel(set="top 5 natural")) == pytest.approx(
+        np.sort(best)[-5:].mean()
+    )
+    section = section_from_folders(
+        {"sub-01, A": tmp_path / "judged.nc"},
+        {"sub-01, A": {"pixel ascent": tmp_path / "made"}},
+        natural=stimuli.folder,
+        expected={"sub-01, A": "red"},
+    )
+    write_section(section, tmp_path / "section")
+    back = read_section(tmp_path / "section")
+    assert [f.kind for f in back.figures] == ["image_grid", "points", "bars", "table"]
+    grid = back.figures[0]
+    assert len(grid.images) == 8 + 2 and all(p.is_file() for p in grid.images.values())
+    assert grid.data["value"].values[:8].tolist() == pytest.approx(sorted(best)[::-1][:8])
+    assert {e.label for e in back.summary} == {
+        "sub-01, A, pixel ascent: above the best 1 % of natural images",
+        "sub-01, A, pixel ascent: labelled red",
+    }
