@@ -40,6 +40,9 @@ _ON_A_GPU = 8192, 8192
 _STREAM = 65_536
 #: Above this sum of a block, relative to what came before, the running reference moves.
 _MOST = 2.0**40
+#: Logits (base 2) below the reference by more are raised to this: smaller terms would be subnormal,
+#: with which processors compute many times slower.
+_LEAST = -64.0
 
 
 def project(
@@ -60,8 +63,9 @@ def project(
 
     for weights of unit norm :math:`\hat w` and embeddings :math:`e_i = n_i d_i` of norm
     :math:`n_i`. The library is read once, whatever its size. The sums of every draw and voxel run
-    relative to a reference that lies at most :math:`2^{40}` below and never above the largest term
-    so far, so that what underflows is below :math:`2^{-126}` of that term.
+    relative to a reference, one of the voxel's terms, so that they are at least 1; terms below
+    :math:`2^{-64}` are raised to it, which changes a sum over n embeddings by a share of less than
+    :math:`2^{-64} n`.
 
     Parameters
     ----------
@@ -167,30 +171,29 @@ class _Sums:
 
     def _add(self, draw: int, t: slice, values: Tensor, keys: Tensor) -> None:
         if not bool(torch.isfinite(self.reference[draw, t.start])):
-            self._refer(draw, t, keys)
-        block = self._block(draw, t, values, keys)
-        if not bool((block[:, -1] < _MOST).all()):
-            self._refer(draw, t, keys)
-            block = self._block(draw, t, values, keys)
+            these = torch.arange(len(self.weights), device=self.weights.device)[t]
+            self.sums[draw, t] += self._raised(draw, these, values, keys)
+            return
+        weights = self.weights[t]
+        weights[:, -1] = -self.reference[draw, t]
+        tile = self.tile[: len(weights) * len(keys)].view(len(weights), len(keys))
+        terms = torch.mm(weights, keys.T, out=tile).clamp_(min=_LEAST).exp2_()
+        block = torch.mm(terms, values, out=self.block[: len(terms)])
+        high = torch.nonzero(~(block[:, -1] < _MOST))[:, 0]
+        if len(high):
+            block[high] = self._raised(draw, t.start + high, values, keys)
         self.sums[draw, t] += block
 
-    def _logits(self, t: slice, keys: Tensor) -> Tensor:
-        weights = self.weights[t]
-        tile = self.tile[: len(weights) * len(keys)].view(len(weights), len(keys))
-        return torch.mm(weights, keys.T, out=tile)
-
-    def _block(self, draw: int, t: slice, values: Tensor, keys: Tensor) -> Tensor:
-        self.weights[t, -1] = -self.reference[draw, t]
-        terms = self._logits(t, keys).exp2_()
-        return torch.mm(terms, values, out=self.block[: len(terms)])
-
-    def _refer(self, draw: int, t: slice, keys: Tensor) -> None:
-        """Move the reference up to the largest logit, and what was summed with it."""
-        reference = self.reference[draw, t]
-        self.weights[t, -1] = 0
-        largest = torch.maximum(reference, self._logits(t, keys).amax(dim=1))
-        self.sums[draw, t] *= torch.exp2(reference - largest)[:, None]
-        reference.copy_(largest)
+    def _raised(self, draw: int, these: Tensor, values: Tensor, keys: Tensor) -> Tensor:
+        """Move the reference of some voxels up to their largest logit, and return their sums."""
+        weights = self.weights[these]
+        weights[:, -1] = 0
+        logits = weights @ keys.T
+        before = self.reference[draw, these]
+        largest = torch.maximum(before, logits.amax(dim=1))
+        self.sums[draw, these] *= torch.exp2(before - largest)[:, None]
+        self.reference[draw, these] = largest
+        return logits.sub_(largest[:, None]).clamp_(min=_LEAST).exp2_() @ values
 
     def empty(self) -> list[int]:
         return torch.nonzero(self.sums[:, 0, -1] == 0)[:, 0].tolist()

@@ -405,7 +405,9 @@ def model_card(measured: dict[str, Any], settings: dict[str, Any], n_parameters:
     mixed = (
         f"""In {100 * settings["mixtures"]:.0f} % of the examples the embedding is a convex mixture
 of up to {_MOST_MIXED} embeddings of one category or sub-category, with their mean norm, and the
-caption is its name: the projections that BrainSCUBA makes of voxels are such mixtures."""
+caption is its name: the projections that BrainSCUBA makes of voxels are such mixtures. Without
+them, trained as long, the category of projections was named as often; but their captions told
+details of a single scene (a colour, a background) where these name what is common."""
         if settings["mixtures"]
         else "No mixtures of embeddings were shown."
     )
