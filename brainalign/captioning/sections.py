@@ -381,8 +381,9 @@ def _faithfulness(
         "How faithful the captions are",
         "The encoder predicts a voxel's response to its caption, through the text tower of the "
         "same CLIP model. Shown is the share of other voxels' captions for which it predicts less: "
-        "0.5 is chance, 1 a caption that fits no other voxel as well. Beside it, captions of the "
-        "real images that each voxel responds to most.",
+        "0.5 is chance, 1 a caption that fits no other voxel as well. It says that words fit "
+        "weights, and not that the weights fit the brain: noise has its captions too. Beside it, "
+        "captions of the real images that each voxel responds to most.",
         data,
         {"reference_lines": [{"value": 0.5, "label": "chance"}]},
     )

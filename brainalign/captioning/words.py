@@ -37,6 +37,8 @@ PERSON_WORDS = frozenset(
     "human kid lady man men passenger people person player rider skateboarder skier snowboarder "
     "student surfer teenager toddler woman women".split()
 )
+#: Nouns that say that something is shown, and not what.
+_SHOWN = frozenset("drawing image photo photograph picture".split())
 #: Category -> words that name it, singular or as a phrase; the categories of the paper, and things.
 CATEGORY_WORDS: dict[str, tuple[str, ...]] = {
     "people": tuple(sorted(PERSON_WORDS)),
@@ -80,6 +82,8 @@ _MOST_T_SNE = 5000
 def nouns(captions: Sequence[str], tagger: Tagger | None = None) -> list[list[str]]:
     """Return the nouns of each caption: lower case, singular, in order.
 
+    "Picture", "photo" and their like are left out: they do not say what is shown.
+
     Parameters
     ----------
     captions : sequence of str
@@ -97,7 +101,7 @@ def nouns(captions: Sequence[str], tagger: Tagger | None = None) -> list[list[st
     found = (tagger or _textblob)(distinct)
     if len(found) != len(distinct):
         raise ConfigError(f"The tagger returned {len(found)} lists for {len(distinct)} captions.")
-    singular = [[_singular(n.lower()) for n in one] for one in found]
+    singular = [[s for n in one if (s := _singular(n.lower())) not in _SHOWN] for one in found]
     known = dict(zip(distinct, singular, strict=True))
     return [known[c] for c in captions]
 

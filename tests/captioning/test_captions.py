@@ -50,6 +50,7 @@ EACH, N_NULL = 16, 40
 def tag(captions):
     """Whatever is a sub-category's word; the scenes' captions have few others."""
     known = {w for kinds in SUBCATEGORIES.values() for k in kinds for w in k.split()}
+    known -= {"of", "old", "headless"}
     return [
         [w for w in c.replace(".", "").replace(",", "").split() if w in known] for c in captions
     ]
