@@ -27,17 +27,14 @@ from .training import (
     CAPTIONS,
     HELD_OUT_SEED,
     KINDS,
-    batches,
-    load_state,
+    check_held_out,
+    check_run,
+    fit,
     require,
-    save_state,
-    schedule,
     stored_scenes,
 )
 
 __all__ = ["WEIGHTS", "main", "measure", "model_card", "named", "train_captioner"]
-
-log = logging.getLogger(__name__)
 
 #: The shipped decoder's folder.
 WEIGHTS = Path(__file__).parent / "weights" / "small_captioner"
@@ -199,19 +196,15 @@ def train_captioner(
         If numbers make no sense, or the checkpoint belongs to other settings.
     """
     require("open_clip", "transformers")
-    if not 0 <= seed < HELD_OUT_SEED or n_scenes < batch_size or steps < 1:
+    out_folder = Path(out_folder)
+    check_run(out_folder, seed, checkpoint, stop_at, overwrite)
+    if n_scenes < batch_size or steps < 1:
         raise ConfigError(
-            f"Training needs a seed in 0..{HELD_OUT_SEED - 1}, steps >= 1 and n_scenes >= "
-            f"batch_size; got seed={seed}, steps={steps}, n_scenes={n_scenes}, "
-            f"batch_size={batch_size}."
+            "Training needs steps >= 1 and n_scenes >= batch_size; got "
+            f"steps={steps}, n_scenes={n_scenes}, batch_size={batch_size}."
         )
     if not 0 <= mixtures <= 1:
         raise ConfigError(f"mixtures is {mixtures}; expected a share between 0 and 1.")
-    if stop_at is not None and checkpoint is None:
-        raise ConfigError("stop_at leaves only a checkpoint, and no checkpoint folder was given.")
-    out_folder = Path(out_folder)
-    if out_folder.exists() and not overwrite and stop_at is None:
-        raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
     clip = sha256_of((CLIP / "open_clip_model.safetensors").read_bytes().hex())
     settings = {
         "n_scenes": n_scenes, "steps": steps, "seed": seed, "mixtures": mixtures,
@@ -221,7 +214,6 @@ def train_captioner(
     shared = Path(scenes) if scenes else folder
     model, done = _train(settings, device, folder, shared, save_every, stop_at)
     if done < steps:
-        log.info("stopped at step %d of %d", done, steps)
         return None
     model.save(out_folder, overwrite=overwrite)
     measured = measure(out_folder, n=n_measure)
@@ -242,9 +234,8 @@ def _train(
     """Return the model and the step it has reached."""
     import torch
     from torch.nn.functional import cross_entropy
-    from tqdm import tqdm
 
-    seed, steps = settings["seed"], settings["steps"]
+    seed = settings["seed"]
     x, texts, kinds = _data(settings, folder, scenes, device)
     model = _new(seed).to(device)
     tokens = _tokens(model.tokenizer, texts)
@@ -261,11 +252,9 @@ def _train(
         [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}],
         lr=settings["learning_rate"], betas=(0.9, 0.98),
     )  # fmt: skip
-    first = load_state(folder, trained, optimiser, settings) if folder else 0
-    last = steps if stop_at is None else min(steps, stop_at)
     model.train()
-    progress = tqdm(total=steps, initial=first, desc="train", disable=None)
-    for step, chosen in batches(len(x), settings["batch_size"], seed, first, last):
+
+    def loss_of(step: int, chosen: NDArray[np.intp]) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step])
         seen, said = x[chosen].copy(), []
         for i, scene in enumerate(chosen):
@@ -283,23 +272,16 @@ def _train(
         for i, one in enumerate(said):
             ids[i, : len(one)] = torch.tensor(one)
         ids = ids.to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step, steps, settings["learning_rate"])
         prefix = model.prefix(torch.from_numpy(seen).to(device))
         words = model.gpt.transformer.wte(ids.clamp(min=0))
         logits = model.gpt(inputs_embeds=torch.cat([prefix, words], dim=1)).logits
-        loss = cross_entropy(logits[:, _PREFIX - 1 : -1].flatten(0, 1), ids.flatten())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimiser.step()
-        progress.update()
-        if step % 50 == 0:
-            log.info("step %d loss %.4f", step, loss.item())
-        if folder and ((step + 1) % save_every == 0 or step + 1 == last):
-            save_state(folder, trained, optimiser, step + 1, settings)
-    progress.close()
-    return model.eval(), max(first, last)
+        return cross_entropy(logits[:, _PREFIX - 1 : -1].flatten(0, 1), ids.flatten())
+
+    done = fit(
+        trained, optimiser, loss_of, len(x), settings, folder, save_every=save_every,
+        stop_at=stop_at,
+    )  # fmt: skip
+    return model.eval(), done
 
 
 def _tokens(tokenizer: Any, texts: list[list[str]]) -> list[list[list[int]]]:
@@ -361,8 +343,7 @@ def measure(folder: Path | str, *, n: int = 600, seed: int = HELD_OUT_SEED) -> d
     ConfigError
         If `seed` is one that training may have used.
     """
-    if seed < HELD_OUT_SEED:
-        raise ConfigError(f"Seed {seed} may have been trained on; use {HELD_OUT_SEED} or more.")
+    check_held_out(seed)
     scenes = render_scenes(n, seed=seed)
     x = _embed([s.image for s in scenes], "cpu")
     model = load_captioner(folder, device="cpu")

@@ -24,11 +24,11 @@ from .training import (
     IMAGE_SIZE,
     KINDS,
     augment,
-    batches,
-    load_state,
+    check_held_out,
+    check_run,
+    fit,
+    half_precision,
     require,
-    save_state,
-    schedule,
     stored_scenes,
 )
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["main", "measure", "model_card", "train_classifier"]
-
-log = logging.getLogger(__name__)
 
 _ARCHITECTURE = "mobilenetv3_small_050"
 _MEAN, _STD = 0.5, 0.25
@@ -126,18 +124,14 @@ def train_classifier(
     import timm
     import torch
     from torch.nn.functional import cross_entropy
-    from tqdm import tqdm
 
-    if not 0 <= seed < HELD_OUT_SEED or n_scenes < batch_size or steps < 1:
-        raise ConfigError(
-            f"Training needs a seed in 0..{HELD_OUT_SEED - 1}, n_scenes >= batch_size and steps "
-            f">= 1; got seed={seed}, n_scenes={n_scenes}, batch_size={batch_size}, steps={steps}."
-        )
-    if stop_at is not None and checkpoint is None:
-        raise ConfigError("stop_at leaves only a checkpoint, and no checkpoint folder was given.")
     out_folder = Path(out_folder)
-    if out_folder.exists() and not overwrite and stop_at is None:
-        raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
+    check_run(out_folder, seed, checkpoint, stop_at, overwrite)
+    if n_scenes < batch_size or steps < 1:
+        raise ConfigError(
+            "Training needs n_scenes >= batch_size and steps >= 1; got "
+            f"n_scenes={n_scenes}, batch_size={batch_size}, steps={steps}."
+        )
     settings = {
         "architecture": _ARCHITECTURE, "n_scenes": n_scenes, "steps": steps, "seed": seed,
         "batch_size": batch_size, "learning_rate": learning_rate,
@@ -149,31 +143,21 @@ def train_classifier(
         torch.manual_seed(seed)
         model = timm.create_model(_ARCHITECTURE, num_classes=len(CATEGORIES)).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    first = load_state(folder, model, optimiser, settings) if folder else 0
-    last = steps if stop_at is None else min(steps, stop_at)
-    model.train()
-    progress = tqdm(total=steps, initial=first, desc="train", disable=None)
-    for step, chosen in batches(n_scenes, batch_size, seed, first, last):
+
+    def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step])
         shown = _soften(_as_input(augment(images[chosen], rng)), rng).to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step, steps, learning_rate)
-        loss = cross_entropy(model(shown), labels[chosen], label_smoothing=0.05)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        progress.update()
-        if step % 50 == 0:
-            log.info("step %d loss %.4f", step, loss.item())
-        if folder and ((step + 1) % save_every == 0 or step + 1 == last):
-            save_state(folder, model, optimiser, step + 1, settings)
-    progress.close()
-    if max(first, last) < steps:
-        log.info("stopped at step %d of %d", last, steps)
+        return cross_entropy(model(shown), labels[chosen], label_smoothing=0.05)
+
+    done = fit(
+        model, optimiser, loss_of, n_scenes, settings, folder, save_every=save_every,
+        stop_at=stop_at, clip_norm=None,
+    )  # fmt: skip
+    if done < steps:
         return None
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
-        _write(model.eval(), made)
+        _write(model, made)
         record = {
             "settings": settings,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -185,7 +169,6 @@ def train_classifier(
 
 
 def _write(model: Any, folder: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     config = {
@@ -200,11 +183,7 @@ def _write(model: Any, folder: Path) -> None:
         },
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    half = {
-        k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous()
-        for k, v in model.state_dict().items()
-    }
-    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(half_precision(model), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> dict[str, Any]:
@@ -235,8 +214,7 @@ def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> 
 
     from brainalign.features import load_model
 
-    if seed < HELD_OUT_SEED:
-        raise ConfigError(f"Seed {seed} may have been trained on; use {HELD_OUT_SEED} or more.")
+    check_held_out(seed)
     model = load_model(f"timm:local-dir:{folder}", device="cpu")
     scenes = render_scenes(n, seed=seed, size=96)
     truth = np.array([CATEGORIES.index(s.category) for s in scenes])

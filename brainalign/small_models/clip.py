@@ -28,11 +28,11 @@ from .training import (
     IMAGE_SIZE,
     KINDS,
     augment,
-    batches,
-    load_state,
+    check_held_out,
+    check_run,
+    fit,
+    half_precision,
     require,
-    save_state,
-    schedule,
     stored_scenes,
 )
 
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["PROMPTS", "TOWERS", "WEIGHTS", "main", "measure", "model_card", "train_clip"]
-
-log = logging.getLogger(__name__)
 
 #: The shipped model's folder.
 WEIGHTS = Path(__file__).parent / "weights" / "small_clip"
@@ -221,23 +219,15 @@ def train_clip(
     ICML.
     """
     require("open_clip", "transformers")
-    if not 0 <= seed < HELD_OUT_SEED:
-        raise ConfigError(
-            f"The seed of training must lie in 0..{HELD_OUT_SEED - 1}, got {seed}: seeds from "
-            f"{HELD_OUT_SEED} on are kept for held-out scenes."
-        )
+    out_folder = Path(out_folder)
+    check_run(out_folder, seed, checkpoint, stop_at, overwrite)
     if n_scenes < batch_size or steps < 1 or batch_size < 2:
         raise ConfigError(
             f"Training needs steps >= 1 and n_scenes >= batch_size >= 2; got steps={steps}, "
             f"n_scenes={n_scenes}, batch_size={batch_size}."
         )
-    if stop_at is not None and checkpoint is None:
-        raise ConfigError("stop_at leaves only a checkpoint, and no checkpoint folder was given.")
     if tower not in TOWERS:
         raise ConfigError(f"There is no tower {tower!r}.{near(tower, TOWERS)}")
-    out_folder = Path(out_folder)
-    if out_folder.exists() and not overwrite and stop_at is None:
-        raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
     settings = {
         "n_scenes": n_scenes, "steps": steps, "seed": seed, "batch_size": batch_size,
         "learning_rate": learning_rate, "tower": tower, "attention": full_attention(attention),
@@ -246,7 +236,6 @@ def train_clip(
     shared = Path(scenes) if scenes else folder
     model, tokenizer, done = _train(settings, device, folder, shared, save_every, stop_at)
     if done < steps:
-        log.info("stopped at step %d of %d", done, steps)
         return None
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
@@ -261,18 +250,15 @@ def train_clip(
 
 
 def _write_model(model: Any, tokenizer: Any, settings: dict[str, Any], folder: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     config = _config(tokenizer.get_vocab_size(), settings["tower"])
     config[ATTENTION_KEY] = settings["attention"]
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     _write_tokenizer(tokenizer, folder)
-    half = {
-        k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous()
-        for k, v in model.state_dict().items()
-    }
-    save_file(half, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        half_precision(model), folder / "open_clip_model.safetensors", metadata={"format": "pt"}
+    )
 
 
 def _train(
@@ -287,9 +273,8 @@ def _train(
     import open_clip
     import torch
     from torch.nn.functional import cross_entropy
-    from tqdm import tqdm
 
-    seed, steps = settings["seed"], settings["steps"]
+    seed = settings["seed"]
     images, texts, listed = stored_scenes(settings["n_scenes"], seed, scenes)
     flat = [text for group in texts for text in group]
     kinds = torch.tensor(listed, device=device)
@@ -310,19 +295,14 @@ def _train(
         [{"params": decayed, "weight_decay": 0.1}, {"params": free, "weight_decay": 0.0}],
         lr=settings["learning_rate"], betas=(0.9, 0.98), eps=1e-6,
     )  # fmt: skip
-    first = load_state(folder, model, optimiser, settings) if folder else 0
-    last = steps if stop_at is None else min(steps, stop_at)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
-    model.train()
-    progress = tqdm(total=steps, initial=first, desc="train", disable=None)
-    for step, chosen in batches(len(images), settings["batch_size"], seed, first, last):
+
+    def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step])
         pictures = torch.from_numpy(augment(images[chosen], rng)).permute(0, 3, 1, 2)
         pictures = ((pictures / 255 - mean) / std).to(device)
         told = tokens[chosen, rng.integers(0, CAPTIONS, len(chosen))]
         said = torch.from_numpy(told.astype(np.int64)).to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step, steps, settings["learning_rate"])
         image = model.encode_image(pictures, normalize=True)
         scale = model.logit_scale.exp()
         loss = _loss(image, model.encode_text(said, normalize=True), scale, said)
@@ -332,20 +312,17 @@ def _train(
         logits = scale * image @ model.encode_text(listed_ids, normalize=True).T
         few = len(CATEGORIES)
         loss = loss + cross_entropy(logits[:, :few], groups[chosen])
-        loss = loss + cross_entropy(logits[:, few:], kinds[chosen])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        return loss + cross_entropy(logits[:, few:], kinds[chosen])
+
+    def after_step() -> None:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        progress.update()
-        if step % 20 == 0:
-            log.info("step %d loss %.4f scale %.1f", step, loss.item(), float(scale.detach()))
-        if folder and ((step + 1) % save_every == 0 or step + 1 == last):
-            save_state(folder, model, optimiser, step + 1, settings)
-    progress.close()
-    return model.eval(), tokenizer, max(first, last)
+
+    done = fit(
+        model, optimiser, loss_of, len(images), settings, folder, save_every=save_every,
+        stop_at=stop_at, after_step=after_step,
+    )  # fmt: skip
+    return model, tokenizer, done
 
 
 def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> dict[str, Any]:
@@ -381,8 +358,7 @@ def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> 
 
     from brainalign.features import load_model
 
-    if seed < HELD_OUT_SEED:
-        raise ConfigError(f"Seed {seed} may have been trained on; use {HELD_OUT_SEED} or more.")
+    check_held_out(seed)
     model = load_model(f"open_clip:local-dir:{folder}", device="cpu")
     scenes = render_scenes(n, seed=seed)
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,10 @@ from .training import (
     CAPTIONS,
     HELD_OUT_SEED,
     IMAGE_SIZE,
-    batches,
-    load_state,
+    check_held_out,
+    check_run,
+    fit,
     require,
-    save_state,
-    schedule,
     stored_scenes,
 )
 
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["main", "measure", "model_card", "text_encoder", "train_diffusion"]
-
-log = logging.getLogger(__name__)
 
 _LATENT_CHANNELS = 16
 _VAE: dict[str, Any] = {
@@ -140,46 +136,13 @@ def _as_tensor(images: np.ndarray, device: str) -> torch.Tensor:
     return (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _fit(
-    model: Any,
-    loss_of: Callable[[int, np.ndarray], torch.Tensor],
-    n: int,
-    settings: dict[str, Any],
-    folder: Path | None,
-    *,
-    name: str,
-    save_every: int,
-    stop_at: int | None = None,
-) -> int:
-    """Minimise `loss_of` (step, chosen scenes) with AdamW; go on from `folder`."""
+def _optimiser(model: Any, settings: dict[str, Any]) -> Any:
     import torch
-    from tqdm import tqdm
 
-    steps, peak, seed = settings["steps"], settings["learning_rate"], settings["seed"]
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=settings["weight_decay"]
-    )
-    first = load_state(folder, model, optimiser, settings) if folder else 0
-    last = steps if stop_at is None else min(steps, stop_at)
-    model.train()
-    progress = tqdm(total=steps, initial=first, desc=name, disable=None)
-    for step, chosen in batches(n, settings["batch_size"], seed, first, last):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule(step, steps, peak)
-        loss = loss_of(step, chosen)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        progress.update()
-        if step % 50 == 0:
-            log.info("%s: step %d loss %.4f", name, step, loss.item())
-        if folder and ((step + 1) % save_every == 0 or step + 1 == last):
-            folder.mkdir(parents=True, exist_ok=True)
-            save_state(folder, model, optimiser, step + 1, settings)
-    progress.close()
-    model.eval()
-    return max(first, last)
+    return torch.optim.AdamW(
+        model.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99),
+        weight_decay=settings["weight_decay"],
+    )  # fmt: skip
 
 
 def _train_autoencoder(
@@ -209,7 +172,10 @@ def _train_autoencoder(
             error = error + avg_pool2d(wrong, size).abs().mean()
         return error + _KL * latents.kl().mean() / shown[0].numel()
 
-    _fit(model, loss_of, len(images), settings, folder, name="autoencoder", save_every=every)
+    fit(
+        model, _optimiser(model, settings), loss_of, len(images), settings, folder,
+        name="autoencoder", save_every=every,
+    )  # fmt: skip
     return model.requires_grad_(False)
 
 
@@ -276,9 +242,9 @@ def _train_unet(
         error = (model(noisy, times, hidden).sample - draw[1]).square().mean((1, 2, 3))
         return (error * (_SNR_LIMIT / snr[times]).clamp(max=1)).mean()
 
-    done = _fit(
-        model, loss_of, len(images), settings, folder, name="denoiser", save_every=every,
-        stop_at=stop_at,
+    done = fit(
+        model, _optimiser(model, settings), loss_of, len(images), settings, folder,
+        name="denoiser", save_every=every, stop_at=stop_at,
     )  # fmt: skip
     return model.requires_grad_(False), done
 
@@ -369,21 +335,13 @@ def train_diffusion(
     Hang et al. (2023), Efficient diffusion training via min-SNR weighting strategy, ICCV.
     """
     require("diffusers", "transformers", "open_clip")
-    if not 0 <= seed < HELD_OUT_SEED:
-        raise ConfigError(
-            f"The seed of training must lie in 0..{HELD_OUT_SEED - 1}, got {seed}: seeds from "
-            f"{HELD_OUT_SEED} on are kept for held-out scenes."
-        )
+    out_folder = Path(out_folder)
+    check_run(out_folder, seed, checkpoint, stop_at, overwrite)
     if n_scenes < 32 or steps < 1 or autoencoder_steps < 1:
         raise ConfigError(
             f"Training needs n_scenes >= 32 and at least one step of each part; got n_scenes="
             f"{n_scenes}, autoencoder_steps={autoencoder_steps}, steps={steps}."
         )
-    if stop_at is not None and checkpoint is None:
-        raise ConfigError("stop_at leaves only a checkpoint, and no checkpoint folder was given.")
-    out_folder = Path(out_folder)
-    if out_folder.exists() and not overwrite and stop_at is None:
-        raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
     if stop_at is None:
         judge = _judge(judge)
     folder = Path(checkpoint) if checkpoint else None
@@ -404,7 +362,6 @@ def train_diffusion(
         vae, text, images, texts, second, device, folder and folder / "unet", save_every, stop_at
     )
     if done < steps:
-        log.info("stopped at step %d of %d", done, steps)
         return None
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
@@ -497,8 +454,7 @@ def measure(
 
     from .scenes import render_scenes
 
-    if seed < HELD_OUT_SEED:
-        raise ConfigError(f"Seed {seed} may have been trained on; use {HELD_OUT_SEED} or more.")
+    check_held_out(seed)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     shown = np.stack([s.image for s in render_scenes(120, seed=seed, size=IMAGE_SIZE)])

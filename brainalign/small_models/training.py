@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,19 +17,24 @@ from brainalign.errors import ConfigError, MissingDependencyError
 
 from .scenes import CATEGORIES, SUBCATEGORIES, captions, render_scene
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "CAPTIONS",
     "HELD_OUT_SEED",
     "IMAGE_SIZE",
     "KINDS",
     "augment",
-    "batches",
-    "load_state",
+    "check_held_out",
+    "check_run",
+    "fit",
+    "half_precision",
     "require",
-    "save_state",
-    "schedule",
     "stored_scenes",
 ]
+
+log = logging.getLogger(__name__)
 
 #: Every category with each of its sub-categories.
 KINDS = [(c, k) for c in CATEGORIES for k in SUBCATEGORIES[c]]
@@ -49,6 +55,37 @@ def require(*modules: str) -> None:
                 f"The package {name} is not installed.",
                 'Install it with: pip install "brainalign[features]"',
             )
+
+
+def check_run(
+    out_folder: Path, seed: int, checkpoint: Path | str | None, stop_at: int | None, overwrite: bool
+) -> None:
+    """Refuse a run before its work: seeds kept for measuring, no checkpoint, a taken folder."""
+    if not 0 <= seed < HELD_OUT_SEED:
+        raise ConfigError(
+            f"The seed of training must lie in 0..{HELD_OUT_SEED - 1}, got {seed}: seeds from "
+            f"{HELD_OUT_SEED} on are kept for held-out scenes."
+        )
+    if stop_at is not None and checkpoint is None:
+        raise ConfigError("stop_at leaves only a checkpoint, and no checkpoint folder was given.")
+    if out_folder.exists() and not overwrite and stop_at is None:
+        raise ConfigError(f"{out_folder} exists.", "Give another folder, or ask to overwrite it.")
+
+
+def check_held_out(seed: int) -> None:
+    """Refuse to measure on scenes that a model may have been trained on."""
+    if seed < HELD_OUT_SEED:
+        raise ConfigError(f"Seed {seed} may have been trained on; use {HELD_OUT_SEED} or more.")
+
+
+def half_precision(model: Any) -> dict[str, torch.Tensor]:
+    """Return a model's state as it is shipped: floating point as float16."""
+    import torch
+
+    return {
+        k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous()
+        for k, v in model.state_dict().items()
+    }
 
 
 def _draw(n: int, seed: int) -> tuple[np.ndarray, list[list[str]], list[int]]:
@@ -100,7 +137,7 @@ def stored_scenes(
     return images, said, kinds
 
 
-def batches(
+def _batches(
     n: int, size: int, seed: int, start: int, stop: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (step, indices): a new order each epoch, the same whenever training resumes."""
@@ -128,7 +165,7 @@ def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(moved * gain + bias, 0, 255)
 
 
-def schedule(step: int, steps: int, peak: float) -> float:
+def _schedule(step: int, steps: int, peak: float) -> float:
     """Return the rate of a step: a linear warm-up to `peak`, then a cosine to a hundredth of it."""
     warm = min(100, max(1, steps // 10))
     if step < warm:
@@ -136,7 +173,7 @@ def schedule(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))))
 
 
-def save_state(
+def _save_state(
     folder: Path, model: Any, optimiser: Any, step: int, settings: dict[str, Any]
 ) -> None:
     """Write weights and the optimiser's state after `step` updates, whole or not at all."""
@@ -151,7 +188,7 @@ def save_state(
         save_file(tensors, made, metadata=about)
 
 
-def load_state(folder: Path, model: Any, optimiser: Any, settings: dict[str, Any]) -> int:
+def _load_state(folder: Path, model: Any, optimiser: Any, settings: dict[str, Any]) -> int:
     """Put the saved state back and return the step it stands at, 0 where there is none."""
     from safetensors import safe_open
 
@@ -176,3 +213,88 @@ def load_state(folder: Path, model: Any, optimiser: Any, settings: dict[str, Any
         if state:
             optimiser.state[parameter] = state
     return int(about["step"])
+
+
+def fit(
+    model: Any,
+    optimiser: Any,
+    loss_of: Callable[[int, np.ndarray], torch.Tensor],
+    n: int,
+    settings: dict[str, Any],
+    folder: Path | None,
+    *,
+    name: str = "train",
+    save_every: int,
+    stop_at: int | None = None,
+    clip_norm: float | None = 1.0,
+    after_step: Callable[[], None] | None = None,
+) -> int:
+    """Minimise a loss over scenes, going on from a checkpoint of the same settings.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        What is trained and saved; switched to training, and back at the end.
+    optimiser : torch.optim.Optimizer
+        Its rate warms up and falls as a cosine, up to ``settings["learning_rate"]``.
+    loss_of : callable
+        Takes the step and the indices of its scenes, returns the loss.
+    n : int
+        Number of scenes.
+    settings : dict
+        ``steps``, ``batch_size``, ``learning_rate``, ``seed``, and all else that a checkpoint must
+        agree with.
+    folder : Path or None
+        Of the checkpoint, written every `save_every` steps.
+    name : str
+        For the progress bar and the log.
+    save_every : int
+        Steps between two checkpoints.
+    stop_at : int, optional
+        Stop after this step.
+    clip_norm : float, optional
+        Largest norm of the gradient; None leaves it as it is.
+    after_step : callable, optional
+        Called after every update.
+
+    Returns
+    -------
+    int
+        The step that has been reached.
+
+    Raises
+    ------
+    ConfigError
+        If the checkpoint was made with other settings.
+    """
+    import torch
+    from tqdm import tqdm
+
+    steps, peak = settings["steps"], settings["learning_rate"]
+    first = _load_state(folder, model, optimiser, settings) if folder else 0
+    last = steps if stop_at is None else min(steps, stop_at)
+    model.train()
+    progress = tqdm(total=steps, initial=first, desc=name, disable=None)
+    for step, chosen in _batches(n, settings["batch_size"], settings["seed"], first, last):
+        for group in optimiser.param_groups:
+            group["lr"] = _schedule(step, steps, peak)
+        loss = loss_of(step, chosen)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimiser.step()
+        if after_step is not None:
+            after_step()
+        progress.update()
+        if step % 50 == 0:
+            log.info("%s: step %d loss %.4f", name, step, loss.item())
+        if folder and ((step + 1) % save_every == 0 or step + 1 == last):
+            folder.mkdir(parents=True, exist_ok=True)
+            _save_state(folder, model, optimiser, step + 1, settings)
+    progress.close()
+    model.eval()
+    done = max(first, last)
+    if done < steps:
+        log.info("%s: stopped at step %d of %d", name, done, steps)
+    return done
