@@ -62,7 +62,7 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path):
     assert (resumed / "samples.png").is_file()
     assert "judge" in (resumed / "MODEL_CARD.md").read_text()
     with pytest.raises(ConfigError, match="other settings"):
-        diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4})
+        diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4}, judge=WEIGHTS)
     with pytest.raises(ConfigError, match="exists"):
         diffusion.train_diffusion(tmp_path / "cut", **TINY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -324,3 +325,32 @@ def test_every_command_of_the_real_study_is_understood(planned):
             seen.add(args.command)
     assert seen >= {"fetch", "responses", "features", "encode", "dive", "ascend", "judge",
                     "dive-section", "caption", "caption-section", "report"}  # fmt: skip
+
+
+def test_every_small_model_is_trained_by_a_command_that_its_trainer_understands(
+    tmp_path, monkeypatch
+):
+    run = Run(tmp_path)
+    run.write(CONFIG)
+    text = run("-n", "-p", "small_models")
+    calls = {}
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    for line in text.splitlines():
+        if "python -m brainalign.small_models." in line:
+            words = shlex.split(line.partition("python -m ")[2].partition(" 2> ")[0])
+            module, name = words[0], Path(words[words.index("--out") + 1]).name
+            trainer = importlib.import_module(module)
+            monkeypatch.setattr(
+                trainer,
+                "train_" + module.rpartition(".")[2],
+                lambda out, name=name, **options: calls.setdefault(name, options),
+            )
+            assert trainer.main(words[1:]) == 0
+    assert calls.keys() == {
+        "small_clip", "small_judge", "small_classifier", "small_captioner", "small_diffusion"
+    }  # fmt: skip
+    # Those that judge share no scenes with those that guide.
+    assert len({calls[n]["seed"] for n in ("small_clip", "small_judge", "small_classifier")}) == 3
+    for name in ("small_captioner", "small_diffusion"):
+        assert calls[name]["clip"].name == "small_clip"
+    assert calls["small_diffusion"]["judge"].name == "small_judge"

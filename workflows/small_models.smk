@@ -9,7 +9,7 @@ TRAINERS = {
     "small_clip": ("clip", {"seed": config["seed"]}),
     "small_judge": ("clip", {"tower": "vit", "seed": config["seed"] + 7, "scenes": 8000, "steps": 1500}),
     "small_classifier": ("classifier", {"seed": config["seed"] + 13}),
-    "small_captioner": ("captioner", {"seed": config["seed"]}),
+    "small_captioner": ("captioner", {"seed": config["seed"] + 1}),
     "small_diffusion": ("diffusion", {"seed": config["seed"]}),
 }
 # These read the small CLIP model: its text tower, or its embeddings.

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainalign.captioning import ClipCap, first_mentioned, load_captioner, project
-from brainalign.data.store import atomic_file, sha256_of
+from brainalign.data.store import atomic_file, sha256_file
 from brainalign.errors import ConfigError
 
-from .clip import WEIGHTS as CLIP
+from .clip import WEIGHTS as SMALL_CLIP
 from .scenes import CATEGORIES, SUBCATEGORIES, captions, name_of, render_scenes
 from .training import (
     CAPTIONS,
@@ -69,13 +69,15 @@ def named(text: str) -> tuple[str | None, str | None]:
     return category, first_mentioned(rest, {k: [k] for k in SUBCATEGORIES[category]})
 
 
-def _embed(images: Sequence[NDArray[np.uint8]], device: str) -> NDArray[np.float32]:
+def _embed(
+    images: Sequence[NDArray[np.uint8]], clip: Path | str, device: str
+) -> NDArray[np.float32]:
     import torch
     from PIL import Image
 
     from brainalign.features import load_model
 
-    model = load_model(f"open_clip:local-dir:{CLIP}", device=device)
+    model = load_model(f"open_clip:local-dir:{clip}", device=device)
     out = []
     with torch.inference_mode():
         for start in range(0, len(images), 64):
@@ -85,7 +87,11 @@ def _embed(images: Sequence[NDArray[np.uint8]], device: str) -> NDArray[np.float
 
 
 def _data(
-    settings: dict[str, Any], folder: Path | None, scenes: Path | None, device: str
+    settings: dict[str, Any],
+    clip: Path | str,
+    folder: Path | None,
+    scenes: Path | None,
+    device: str,
 ) -> tuple[NDArray[np.float32], list[list[str]], NDArray[np.intp]]:
     """Return embeddings, captions and kinds of the scenes; embeddings are kept in `folder`."""
     images, texts, kinds = stored_scenes(settings["n_scenes"], settings["seed"], scenes)
@@ -93,7 +99,7 @@ def _data(
     if kept is not None and kept.exists():
         x = np.load(kept, allow_pickle=False)
     else:
-        x = _embed(list(images), device)
+        x = _embed(list(images), clip, device)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(kept) as made:
@@ -101,11 +107,11 @@ def _data(
     return x, texts, np.array(kinds)
 
 
-def _new(seed: int) -> ClipCap:
+def _new(seed: int, clip: Path | str) -> ClipCap:
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    tokenizer = AutoTokenizer.from_pretrained(str(CLIP), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(clip), local_files_only=True)
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=_POSITIONS, n_embd=_WIDTH, n_layer=_LAYERS,
         n_head=_HEADS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -130,6 +136,7 @@ def _mixture(
 def train_captioner(
     out_folder: Path | str,
     *,
+    clip: Path | str = SMALL_CLIP,
     n_scenes: int = 6000,
     steps: int = 1500,
     seed: int = 1,
@@ -155,6 +162,8 @@ def train_captioner(
     ----------
     out_folder : path
         Gets the configuration, weights (float16), tokenizer and ``MODEL_CARD.md``.
+    clip : path
+        Folder of the small CLIP model whose embeddings are put into words.
     n_scenes : int
         Scenes to learn from.
     steps : int
@@ -205,18 +214,18 @@ def train_captioner(
         )
     if not 0 <= mixtures <= 1:
         raise ConfigError(f"mixtures is {mixtures}; expected a share between 0 and 1.")
-    clip = sha256_of((CLIP / "open_clip_model.safetensors").read_bytes().hex())
     settings = {
         "n_scenes": n_scenes, "steps": steps, "seed": seed, "mixtures": mixtures,
-        "batch_size": batch_size, "learning_rate": learning_rate, "clip": clip,
+        "batch_size": batch_size, "learning_rate": learning_rate,
+        "clip": sha256_file(Path(clip) / "open_clip_model.safetensors"),
     }  # fmt: skip
     folder = Path(checkpoint) if checkpoint else None
     shared = Path(scenes) if scenes else folder
-    model, done = _train(settings, device, folder, shared, save_every, stop_at)
+    model, done = _train(settings, clip, device, folder, shared, save_every, stop_at)
     if done < steps:
         return None
     model.save(out_folder, overwrite=overwrite)
-    measured = measure(out_folder, n=n_measure)
+    measured = measure(out_folder, clip=clip, n=n_measure)
     count = sum(p.numel() for p in model.parameters())
     card = model_card(measured, settings, count)
     (out_folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
@@ -225,6 +234,7 @@ def train_captioner(
 
 def _train(
     settings: dict[str, Any],
+    clip: Path | str,
     device: str,
     folder: Path | None,
     scenes: Path | None,
@@ -236,8 +246,8 @@ def _train(
     from torch.nn.functional import cross_entropy
 
     seed = settings["seed"]
-    x, texts, kinds = _data(settings, folder, scenes, device)
-    model = _new(seed).to(device)
+    x, texts, kinds = _data(settings, clip, folder, scenes, device)
+    model = _new(seed, clip).to(device)
     tokens = _tokens(model.tokenizer, texts)
     of_kind = [np.flatnonzero(kinds == k) for k in range(len(KINDS))]
     categories = np.array([CATEGORIES.index(c) for c, _ in KINDS])[kinds]
@@ -318,13 +328,21 @@ def _bleu(said: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return float(brevity * np.exp(np.log(hits / total).mean()))
 
 
-def measure(folder: Path | str, *, n: int = 600, seed: int = HELD_OUT_SEED) -> dict[str, Any]:
+def measure(
+    folder: Path | str,
+    *,
+    clip: Path | str = SMALL_CLIP,
+    n: int = 600,
+    seed: int = HELD_OUT_SEED,
+) -> dict[str, Any]:
     """Measure a decoder on held-out scenes, and on projections onto them.
 
     Parameters
     ----------
     folder : path
         The decoder.
+    clip : path
+        Folder of the small CLIP model that it was trained on.
     n : int
         Number of scenes, of all categories in turn.
     seed : int
@@ -345,7 +363,7 @@ def measure(folder: Path | str, *, n: int = 600, seed: int = HELD_OUT_SEED) -> d
     """
     check_held_out(seed)
     scenes = render_scenes(n, seed=seed)
-    x = _embed([s.image for s in scenes], "cpu")
+    x = _embed([s.image for s in scenes], clip, "cpu")
     model = load_captioner(folder, device="cpu")
     said = model.caption(x)
     told = [named(t) for t in said]
@@ -447,6 +465,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the decoder")
+    parser.add_argument("--clip", type=Path, default=SMALL_CLIP, help="gives the embeddings")
     parser.add_argument("--scenes", type=int, default=6000, help="scenes to learn from")
     parser.add_argument("--steps", type=int, default=1500, help="updates")
     parser.add_argument("--seed", type=int, default=1, help="names the scenes, draws the batches")
@@ -465,7 +484,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(chosen.threads)
     train_captioner(
-        chosen.out, n_scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed,
+        chosen.out, clip=chosen.clip, n_scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed,
         mixtures=chosen.mixtures, device=chosen.device, checkpoint=chosen.checkpoint,
         scenes=chosen.scenes_folder, batch_size=chosen.batch_size,
         learning_rate=chosen.learning_rate, n_measure=chosen.measure, overwrite=chosen.overwrite,

@@ -39,7 +39,7 @@ def test_bleu_is_that_of_its_definition():
 def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    monkeypatch.setattr(module, "measure", lambda folder, n: {
+    monkeypatch.setattr(module, "measure", lambda folder, *, clip, n: {
         "n": 1, "seed": 10_000, "category": 0.0, "subcategory": 0.0, "by_category": {},
         "bleu": 0.0, "projected": 0.0, "examples": [],
     })  # fmt: skip
