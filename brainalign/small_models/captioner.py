@@ -6,8 +6,6 @@ the small CLIP model, and mixtures of them.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +27,9 @@ from .training import (
     KINDS,
     check_held_out,
     check_run,
+    common_options,
     fit,
+    options_parser,
     require,
     stored_scenes,
 )
@@ -459,35 +459,19 @@ apart it cannot name: it invents what is written, and it is often wrong about co
 
 def main(arguments: list[str] | None = None) -> int:
     """Train from the command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m brainalign.small_models.captioner",
-        description="Train a very small caption decoder on rendered scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the decoder")
+    parser = options_parser(
+        "captioner", "Train a very small caption decoder on rendered scenes.", scenes=6000,
+        steps=1500, seed=1, measured=(600, "held-out scenes of the card"),
+    )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=SMALL_CLIP, help="gives the embeddings")
-    parser.add_argument("--scenes", type=int, default=6000, help="scenes to learn from")
-    parser.add_argument("--steps", type=int, default=1500, help="updates")
-    parser.add_argument("--seed", type=int, default=1, help="names the scenes, draws the batches")
     parser.add_argument("--mixtures", type=float, default=0.4, help="share of mixed embeddings")
-    parser.add_argument("--device", default="cpu", help="where torch computes")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
-    parser.add_argument("--checkpoint", type=Path, help="folder to go on from if cut off")
-    parser.add_argument("--scenes-folder", type=Path, help="rendered scenes, for several runs")
     parser.add_argument("--batch-size", type=int, default=64, help="captions per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
-    parser.add_argument("--measure", type=int, default=600, help="held-out scenes of the card")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    import torch
-
-    torch.set_num_threads(chosen.threads)
+    out, common = common_options(parser, chosen)
     train_captioner(
-        chosen.out, clip=chosen.clip, n_scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed,
-        mixtures=chosen.mixtures, device=chosen.device, checkpoint=chosen.checkpoint,
-        scenes=chosen.scenes_folder, batch_size=chosen.batch_size,
-        learning_rate=chosen.learning_rate, n_measure=chosen.measure, overwrite=chosen.overwrite,
+        out, **common, clip=chosen.clip, mixtures=chosen.mixtures,
+        batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0
 

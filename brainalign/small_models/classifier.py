@@ -7,9 +7,7 @@ merely exploit a guide do not fool it. The result is a folder that timm itself l
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +24,10 @@ from .training import (
     augment,
     check_held_out,
     check_run,
+    common_options,
     fit,
     half_precision,
+    options_parser,
     require,
     stored_scenes,
 )
@@ -279,31 +279,13 @@ It has seen rendered scenes only.
 
 def main(arguments: list[str] | None = None) -> int:
     """Train from the command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m brainalign.small_models.classifier",
-        description="Train a very small classifier of rendered scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--scenes", type=int, default=8000, help="scenes to learn from")
-    parser.add_argument("--steps", type=int, default=1500, help="updates")
-    parser.add_argument("--seed", type=int, default=13, help="names the scenes, draws the batches")
-    parser.add_argument("--device", default="cpu", help="where torch computes")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
-    parser.add_argument("--checkpoint", type=Path, help="folder to go on from if cut off")
-    parser.add_argument("--scenes-folder", type=Path, help="rendered scenes, for several runs")
-    parser.add_argument("--measure", type=int, default=1200, help="held-out scenes of the card")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out")
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    import torch
-
-    torch.set_num_threads(chosen.threads)
-    train_classifier(
-        chosen.out, n_scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed,
-        device=chosen.device, checkpoint=chosen.checkpoint, scenes=chosen.scenes_folder,
-        n_measure=chosen.measure, overwrite=chosen.overwrite,
+    parser = options_parser(
+        "classifier", "Train a very small classifier of rendered scenes.", scenes=8000,
+        steps=1500, seed=13, measured=(1200, "held-out scenes of the card"),
     )  # fmt: skip
+    chosen = parser.parse_args(arguments)
+    out, common = common_options(parser, chosen)
+    train_classifier(out, **common)
     return 0
 
 

@@ -6,9 +6,7 @@ The result is a folder that open_clip itself loads: ``open_clip.create_model_and
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +28,10 @@ from .training import (
     augment,
     check_held_out,
     check_run,
+    common_options,
     fit,
     half_precision,
+    options_parser,
     require,
     stored_scenes,
 )
@@ -525,45 +525,25 @@ table says how far those can be trusted.
 
 def main(arguments: list[str] | None = None) -> int:
     """Train from the command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m brainalign.small_models.clip",
-        description="Train a very small open_clip model on rendered scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, help="folder of the model")
-    parser.add_argument("--scenes", type=int, default=12_000, help="scenes to learn from")
-    parser.add_argument("--steps", type=int, default=1200, help="updates")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="names the scenes and draws the batches"
-    )
-    parser.add_argument("--device", default="cpu", help="where torch computes")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
-    parser.add_argument("--checkpoint", type=Path, help="folder to go on from if cut off")
-    parser.add_argument("--scenes-folder", type=Path, help="rendered scenes, for several runs")
+    parser = options_parser(
+        "clip", "Train a very small open_clip model on rendered scenes.", scenes=12_000,
+        steps=1200, seed=0, measured=(1200, "held-out scenes of the card"),
+    )  # fmt: skip
     parser.add_argument("--render-only", action="store_true", help="fill --scenes-folder and end")
     parser.add_argument("--tower", choices=TOWERS, default="resnet", help="of images")
     parser.add_argument("--attention", default="softmax", help="such as neighborhood:k=3")
     parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
-    parser.add_argument("--measure", type=int, default=1200, help="held-out scenes of the card")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    import torch
-
-    torch.set_num_threads(chosen.threads)
     if chosen.render_only:
         if chosen.scenes_folder is None:
             parser.error("--render-only needs --scenes-folder")
         stored_scenes(chosen.scenes, chosen.seed, chosen.scenes_folder)
         return 0
-    if chosen.out is None:
-        parser.error("--out is required")
+    out, common = common_options(parser, chosen)
     train_clip(
-        chosen.out, n_scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed,
-        device=chosen.device, checkpoint=chosen.checkpoint, scenes=chosen.scenes_folder,
-        tower=chosen.tower, attention=chosen.attention, batch_size=chosen.batch_size,
-        learning_rate=chosen.learning_rate, n_measure=chosen.measure, overwrite=chosen.overwrite,
+        out, **common, tower=chosen.tower, attention=chosen.attention,
+        batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0
 

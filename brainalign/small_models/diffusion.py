@@ -8,9 +8,7 @@ is CLIP's.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +26,9 @@ from .training import (
     IMAGE_SIZE,
     check_held_out,
     check_run,
+    common_options,
     fit,
+    options_parser,
     require,
     stored_scenes,
 )
@@ -580,34 +580,20 @@ and small things melt. It knows rendered scenes and nothing else.
 
 def main(arguments: list[str] | None = None) -> int:
     """Train from the command line; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m brainalign.small_models.diffusion",
-        description="Train a very small StableDiffusionPipeline on rendered scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
+    parser = options_parser(
+        "diffusion", "Train a very small StableDiffusionPipeline on rendered scenes.",
+        scenes=12_000, steps=5000, seed=0, measured=(20, "pictures a category"),
+    )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=WEIGHTS, help="gives the text tower")
-    parser.add_argument("--scenes", type=int, default=12_000, help="scenes to learn from")
-    parser.add_argument("--autoencoder-steps", type=int, default=10_000, help="its updates")
-    parser.add_argument("--steps", type=int, default=5000, help="updates of the denoiser")
-    parser.add_argument("--seed", type=int, default=0, help="names the scenes, draws the noise")
-    parser.add_argument("--device", default="cpu", help="where torch computes")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
-    parser.add_argument("--checkpoint", type=Path, help="folder to go on from if cut off")
-    parser.add_argument("--scenes-folder", type=Path, help="rendered scenes, for several runs")
+    parser.add_argument(
+        "--autoencoder-steps", type=int, default=10_000, help="updates before those of --steps"
+    )
     parser.add_argument("--judge", type=Path, help="labels the pictures of the card")
-    parser.add_argument("--measure", type=int, default=20, help="pictures a category")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    import torch
-
-    torch.set_num_threads(chosen.threads)
+    out, common = common_options(parser, chosen)
     train_diffusion(
-        chosen.out, clip=chosen.clip, n_scenes=chosen.scenes,
-        autoencoder_steps=chosen.autoencoder_steps, steps=chosen.steps, seed=chosen.seed,
-        device=chosen.device, checkpoint=chosen.checkpoint, scenes=chosen.scenes_folder,
-        n_measure=chosen.measure, judge=chosen.judge, overwrite=chosen.overwrite,
+        out, **common, clip=chosen.clip, autoencoder_steps=chosen.autoencoder_steps,
+        judge=chosen.judge,
     )  # fmt: skip
     return 0
 

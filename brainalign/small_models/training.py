@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import logging
@@ -28,8 +29,10 @@ __all__ = [
     "augment",
     "check_held_out",
     "check_run",
+    "common_options",
     "fit",
     "half_precision",
+    "options_parser",
     "require",
     "stored_scenes",
 ]
@@ -86,6 +89,50 @@ def half_precision(model: Any) -> dict[str, torch.Tensor]:
         k: v.detach().cpu().to(torch.float16 if v.is_floating_point() else v.dtype).contiguous()
         for k, v in model.state_dict().items()
     }
+
+
+def options_parser(
+    module: str, description: str, *, scenes: int, steps: int, seed: int, measured: tuple[int, str]
+) -> argparse.ArgumentParser:
+    """Return a parser of the options that all trainers have, with one trainer's defaults.
+
+    `measured` is the default and the help of ``--measure``.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m brainalign.small_models.{module}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, help="folder of the model")
+    parser.add_argument("--scenes", type=int, default=scenes, help="scenes to learn from")
+    parser.add_argument("--steps", type=int, default=steps, help="updates")
+    parser.add_argument(
+        "--seed", type=int, default=seed, help="names the scenes and draws the batches"
+    )
+    parser.add_argument("--device", default="cpu", help="where torch computes")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
+    parser.add_argument("--checkpoint", type=Path, help="folder to go on from if cut off")
+    parser.add_argument("--scenes-folder", type=Path, help="rendered scenes, for several runs")
+    parser.add_argument("--measure", type=int, default=measured[0], help=measured[1])
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    return parser
+
+
+def common_options(
+    parser: argparse.ArgumentParser, chosen: argparse.Namespace
+) -> tuple[Path, dict[str, Any]]:
+    """Set up log and threads; return the folder of the model and what all trainers are given."""
+    if chosen.out is None:
+        parser.error("--out is required")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    import torch
+
+    torch.set_num_threads(chosen.threads)
+    return chosen.out, {
+        "n_scenes": chosen.scenes, "steps": chosen.steps, "seed": chosen.seed,
+        "device": chosen.device, "checkpoint": chosen.checkpoint, "scenes": chosen.scenes_folder,
+        "n_measure": chosen.measure, "overwrite": chosen.overwrite,
+    }  # fmt: skip
 
 
 def _draw(n: int, seed: int) -> tuple[np.ndarray, list[list[str]], list[int]]:
