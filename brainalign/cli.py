@@ -354,6 +354,21 @@ def _ascend(args: argparse.Namespace) -> int:
     return 0
 
 
+def _label(args: argparse.Namespace) -> int:
+    from brainalign.synthesis import label
+
+    label(
+        args.stimuli,
+        next(iter(_loaded({"labeller": args.labeller}, args.device).values())),
+        args.labels,
+        out=args.out,
+        batch_size=args.batch_size,
+        device=args.device,
+        overwrite=True,
+    )
+    return 0
+
+
 def _judge(args: argparse.Namespace) -> int:
     from brainalign.synthesis import judge
 
@@ -370,6 +385,7 @@ def _judge(args: argparse.Namespace) -> int:
         top=args.top,
         n_bootstrap=args.bootstraps,
         seed=args.seed,
+        natural_labels=args.natural_labels,
         store=args.store,
         batch_size=args.batch_size,
         device=args.device,
@@ -801,6 +817,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=200)
     p.add_argument("--rate", type=float, default=0.02, help="learning rate")
 
+    p = command("label", _label, "label images by a classifier or by the nearest text")
+    p.add_argument("--stimuli", type=Path, required=True, help="folder of images")
+    p.add_argument("--labeller", type=json.loads, required=True, help="model that labels: JSON")
+    p.add_argument("--labels", type=json.loads, required=True, help="prompts by label, as JSON")
+    p.add_argument("--batch-size", type=int, default=32)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--out", type=Path, required=True)
+
     p = command("judge", _judge, "compare made images with natural ones by an encoder of its own")
     p.add_argument("--generated", type=json.loads, required=True, help="folders by set, as JSON")
     p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
@@ -809,6 +833,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--labeller", type=json.loads, required=True, help="model that labels: JSON")
     p.add_argument("--labels", type=json.loads, required=True, help="prompts by label, as JSON")
     _add_target_arguments(p)
+    p.add_argument("--natural-labels", type=Path, help="output of `label` of the natural stimuli")
     p.add_argument("--top", type=int, nargs="+", default=[100, 200], help="best natural images")
     p.add_argument("--bootstraps", type=int, default=1000)
     p.add_argument("--store", type=Path, help="folder of the feature store")

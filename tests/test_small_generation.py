@@ -24,6 +24,11 @@ TINY = {"n_scenes": 48, "autoencoder_steps": 2, "steps": 3, "seed": 5, "n_measur
 JUDGED = {"n_scenes": 48, "steps": 3, "batch_size": 16, "seed": 5, "n_measure": 6}
 
 
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    return classifier.train_classifier(tmp_path_factory.mktemp("judge") / "model", **JUDGED)
+
+
 def _weights(path: Path) -> dict[str, np.ndarray]:
     with safe_open(path, "np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}
@@ -43,14 +48,14 @@ def test_text_encoder_is_the_small_models_text_tower():
     torch.testing.assert_close(read, model.eval().encode_text(ids), rtol=0, atol=1e-6)
 
 
-def test_diffusion_training_goes_on_to_the_same_weights(tmp_path):
+def test_diffusion_training_goes_on_to_the_same_weights(tmp_path, judge):
     whole = diffusion.train_diffusion(
-        tmp_path / "whole", **TINY, scenes=tmp_path / "scenes", judge=WEIGHTS
+        tmp_path / "whole", **TINY, scenes=tmp_path / "scenes", judge=judge
     )
     cut = {**TINY, "checkpoint": tmp_path / "state", "scenes": tmp_path / "scenes"}
     stopped = diffusion.train_diffusion(tmp_path / "cut", **cut, save_every=1, stop_at=1)
     assert stopped is None and not (tmp_path / "cut").exists()
-    resumed = diffusion.train_diffusion(tmp_path / "cut", **cut, judge=WEIGHTS)
+    resumed = diffusion.train_diffusion(tmp_path / "cut", **cut, judge=judge)
     for part in ("vae", "unet"):
         name = f"{part}/diffusion_pytorch_model.safetensors"
         first, second = _weights(whole / name), _weights(resumed / name)
@@ -60,9 +65,9 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path):
     record = json.loads((resumed / "training.json").read_text())
     assert 0 <= record["measured"]["label"]["correct"] < 0.7, "three steps cannot draw"
     assert (resumed / "samples.png").is_file()
-    assert "judge" in (resumed / "MODEL_CARD.md").read_text()
+    assert str(judge.name) in (resumed / "MODEL_CARD.md").read_text()
     with pytest.raises(ConfigError, match="other settings"):
-        diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4}, judge=WEIGHTS)
+        diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4}, judge=judge)
     with pytest.raises(ConfigError, match="exists"):
         diffusion.train_diffusion(tmp_path / "cut", **TINY)
 
@@ -83,7 +88,7 @@ def test_diffusion_training_refuses_wrong_settings(tmp_path, wrong, said):
 
 
 def test_diffusion_training_wants_its_judge_first(tmp_path):
-    with pytest.raises(ConfigError, match="no model to judge"):
+    with pytest.raises(ConfigError, match="no classifier to judge"):
         diffusion.train_diffusion(tmp_path / "out", **TINY, judge=tmp_path / "nobody")
     assert list(tmp_path.iterdir()) == []
 

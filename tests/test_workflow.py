@@ -353,4 +353,4 @@ def test_every_small_model_is_trained_by_a_command_that_its_trainer_understands(
     assert len({calls[n]["seed"] for n in ("small_clip", "small_judge", "small_classifier")}) == 3
     for name in ("small_captioner", "small_diffusion"):
         assert calls[name]["clip"].name == "small_clip"
-    assert calls["small_diffusion"]["judge"].name == "small_judge"
+    assert calls["small_diffusion"]["judge"].name == "small_classifier"

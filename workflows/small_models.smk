@@ -24,7 +24,7 @@ rule small_models:
 rule small_model:
     input:
         clip=lambda w: f"{SMALL}/small_clip" if w.name in BUILT_ON_CLIP else [],
-        judge=lambda w: f"{SMALL}/small_judge" if w.name == "small_diffusion" else [],
+        judge=lambda w: f"{SMALL}/small_classifier" if w.name == "small_diffusion" else [],
     output:
         model=directory(SMALL + "/{name}"),
     log:

@@ -103,6 +103,29 @@ def image_sets(subject, target):
     return sets
 
 
+rule label:
+    input:
+        stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
+        classifier=lambda w: f"{OUT}/models/{SYNTHESIS['classifier']}.json",
+    output:
+        labels=OUT + "/synthesis/natural_labels.nc",
+    log:
+        OUT + "/logs/label.log",
+    benchmark:
+        OUT + "/benchmarks/label.tsv"
+    params:
+        folder=lambda w: stimuli_folder(SYNTHESIS["study"]),
+        options=lambda w: options(
+            labeller=model_settings(SYNTHESIS["classifier"]), labels=SYNTHESIS["labels"]
+        ),
+    threads: resource("judge", "threads")
+    resources:
+        **needs("judge"),
+    shell:
+        "brainalign label --stimuli {params.folder} --out {output.labels} {params.options}"
+        " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
+
+
 rule judge:
     input:
         images=lambda w: list(image_sets(w.subject, w.target).values()),
@@ -111,7 +134,7 @@ rule judge:
         stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
         # Their features lie in the store.
         natural=lambda w: f"{OUT}/features/{SYNTHESIS['study']}/{SYNTHESIS['judge']}.json",
-        classifier=lambda w: f"{OUT}/models/{SYNTHESIS['classifier']}.json",
+        labels=rules.label.output.labels,
     output:
         judged=OUT + "/synthesis/judged/{subject}/{target}.nc",
     log:
@@ -136,6 +159,7 @@ rule judge:
         **needs("judge"),
     shell:
         "brainalign judge --guide {input.guide} --encoded {input.judge} --natural {params.folder}"
+        " --natural-labels {input.labels}"
         " --store {params.store} --out {output.judged} {params.options}"
         " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from brainalign.errors import (
     UnknownNameError,
     near,
 )
+from brainalign.features.models import shipped_folder
 
 __all__ = [
     "BEAMS",
@@ -459,8 +459,7 @@ def load_captioner(
         ) from error
     where, text = resolve_device(device), str(name)
     if text == SMALL_CAPTIONER:
-        folder = Path(str(files("brainalign"))) / "small_models" / "weights" / "small_captioner"
-        return _from_folder(folder, transformers).to(where).eval()
+        return _from_folder(shipped_folder(text), transformers).to(where).eval()
     if text.startswith("clipcap:"):
         made = _from_checkpoint(Path(text.removeprefix("clipcap:")), tokenizer, transformers)
         return made.to(where).eval()

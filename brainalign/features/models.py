@@ -45,6 +45,8 @@ __all__ = ["Model", "find_weights", "list_layers", "load_model"]
 log = logging.getLogger(__name__)
 
 SMALL_CLIP = "small-clip"
+#: Vision models that come with the package, by the library that loads them.
+SMALL_MODELS = {SMALL_CLIP: "open_clip", "small-judge": "open_clip", "small-classifier": "timm"}
 SOURCES = ("open_clip", "timm", "transformers")
 HUB_TIMEOUT = 3.0
 
@@ -239,11 +241,11 @@ def load_model(
     ----------
     name : str or torch.nn.Module
         ``open_clip:ARCH/PRETRAINED``, ``open_clip:local-dir:PATH``, ``open_clip:hf-hub:ID``,
-        ``timm:NAME``, ``timm:local-dir:PATH``, ``transformers:ID_OR_PATH``; ``small-clip``, the
-        small model that comes with the package; the baselines ``pixels``, ``v1`` and
-        ``v1:kay2017``. ``random:`` before a name gives the same architecture with its library's
-        own initialisation, seeded. Or a module, with `transform` or with `image_size`, `mean`
-        and `std`.
+        ``timm:NAME``, ``timm:local-dir:PATH``, ``transformers:ID_OR_PATH``; ``small-clip``,
+        ``small-judge`` and ``small-classifier``, which come with the package; the baselines
+        ``pixels``, ``v1`` and ``v1:kay2017``. ``random:`` before a name gives the same architecture
+        with its library's own initialisation, seeded. Or a module, with `transform` or with
+        `image_size`, `mean` and `std`.
     weights : path, optional
         A state dict for the architecture, instead of its published weights; see `find_weights`.
     sha256 : str, optional
@@ -339,26 +341,37 @@ def _by_name(name: str, request: _Request) -> Model:
             name, request.options, request.image_size
         )
         return Model(name, module, transform, preprocessing, module)
-    if name == SMALL_CLIP:
-        folder = Path(str(files("brainalign"))) / "small_models" / "weights" / "small_clip"
-        if not folder.is_dir():
-            raise UnavailableError(
-                f"This installation lacks the weights of {SMALL_CLIP}: there is no {folder}.",
-                "Install brainalign again.",
-            )
-        return _open_clip(f"local-dir:{folder}", request)
+    if name in SMALL_MODELS:
+        name = f"{SMALL_MODELS[name]}:local-dir:{shipped_folder(name)}"
     source, colon, rest = name.partition(":")
     loaders = {"open_clip": _open_clip, "timm": _timm, "transformers": _transformers}
     if not colon or source not in loaders or not rest:
-        known = [*baselines.BASELINES, SMALL_CLIP, *SOURCES]
+        known = [*baselines.BASELINES, *SMALL_MODELS, *SOURCES]
         hint = near(name, known) or near(source, known) or _near_source(name)
         raise UnknownNameError(
             f"There is no model {name!r}.{hint}",
-            f"Known: {', '.join([*baselines.BASELINES, SMALL_CLIP])}, and names that begin with "
+            f"Known: {', '.join([*baselines.BASELINES, *SMALL_MODELS])}, and names that begin with "
             "open_clip:, timm: or transformers:.",
         )
     with _seeded(request.seed):
         return loaders[source](rest, request)
+
+
+def shipped_folder(name: str) -> Path:
+    """Return the folder of a small model that comes with the package, such as ``small-clip``.
+
+    Raises
+    ------
+    UnavailableError
+        If this installation lacks it.
+    """
+    folder = Path(str(files("brainalign"))) / "small_models" / "weights" / name.replace("-", "_")
+    if not folder.is_dir():
+        raise UnavailableError(
+            f"This installation lacks the weights of {name}: there is no {folder}.",
+            "Install brainalign again.",
+        )
+    return folder
 
 
 def _near_source(name: str) -> str:

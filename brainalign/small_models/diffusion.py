@@ -145,6 +145,66 @@ def _optimiser(model: Any, settings: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
+def _start_from_averages(model: Any, images: np.ndarray) -> None:
+    """Set first weights with which the autoencoder passes on the colours of 8 x 8 squares.
+
+    From random weights colour stays unlearnt for thousands of steps: the decoder has no use for
+    what the encoder does not send, nor the other way round, and brightness drowns both. So three
+    channels carry the whitened colours and three their negatives, as silu(x) - silu(-x) = x;
+    residual branches start at zero.
+    """
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(images[:200:2])).reshape(-1, 3) / 127.5 - 1
+    mean = pixels.mean(0)
+    variance, axes = torch.linalg.eigh(torch.cov(pixels.T))
+    whiten = (axes * variance.rsqrt()).T
+    sign = torch.cat([torch.eye(3), -torch.eye(3)])
+    own = range(6)
+    binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
+    with torch.no_grad():
+        for module in model.modules():
+            kind = type(module).__name__
+            if kind == "ResnetBlock2D":
+                module.conv2.weight.zero_()
+                module.conv2.bias.zero_()
+                if module.conv_shortcut is not None:
+                    module.conv_shortcut.weight[:6] = 0
+                    module.conv_shortcut.bias[:6] = 0
+                    module.conv_shortcut.weight[own, own] = 1
+            elif kind == "Attention":
+                module.to_out[0].weight.zero_()
+                module.to_out[0].bias.zero_()
+            elif kind in ("Downsample2D", "Upsample2D"):
+                module.conv.weight[:6] = 0
+                module.conv.bias[:6] = 0
+                if kind == "Downsample2D":
+                    module.conv.weight[own, own, :2, :2] = 1 / 4
+                else:
+                    module.conv.weight[own, own] = torch.outer(binomial, binomial)
+        encoder, decoder, latent = model.encoder, model.decoder, _LATENT_CHANNELS
+        encoder.conv_in.weight[:6] = 0
+        encoder.conv_in.weight[:6, :, 1, 1] = sign @ whiten
+        encoder.conv_in.bias[:6] = -sign @ whiten @ mean
+        encoder.conv_out.weight[:3] = 0
+        encoder.conv_out.bias[:3] = 0
+        encoder.conv_out.weight[:3, :6, 1, 1] = sign.T
+        model.quant_conv.weight.zero_()
+        model.quant_conv.bias[:latent] = 0
+        model.quant_conv.bias[latent:] = -4  # of the log variance
+        model.quant_conv.weight[range(latent), range(latent)] = 1
+        model.post_quant_conv.weight.zero_()
+        model.post_quant_conv.bias.zero_()
+        model.post_quant_conv.weight[range(latent), range(latent)] = 1
+        decoder.conv_in.weight[:6] = 0
+        decoder.conv_in.bias[:6] = 0
+        decoder.conv_in.weight[:6, :3, 1, 1] = sign
+        decoder.conv_out.weight.mul_(0.1)
+        decoder.conv_out.weight[:, :6] = 0
+        decoder.conv_out.weight[:, :6, 1, 1] = torch.linalg.inv(whiten) @ sign.T
+        decoder.conv_out.bias.copy_(mean)
+
+
 def _train_autoencoder(
     images: np.ndarray, settings: dict[str, Any], device: str, folder: Path | None, every: int
 ) -> Any:
@@ -152,14 +212,23 @@ def _train_autoencoder(
     from diffusers import AutoencoderKL
     from torch.nn.functional import avg_pool2d
 
-    seed = settings["seed"]
+    seed, crop = settings["seed"], settings["crop"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoencoderKL(**_VAE).to(device, memory_format=torch.channels_last)
+        model = AutoencoderKL(**_VAE)
+    _start_from_averages(model, images)
+    model = model.to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         generator = torch.Generator().manual_seed((seed * 7919 + 1) * 1_000_003 + step)
-        shown = _as_tensor(images[chosen], device)
+        seen = images[chosen]
+        if step < settings["crop_steps"]:
+            rng = np.random.default_rng([seed, 4, step])
+            corners = rng.integers(0, IMAGE_SIZE - crop + 1, (len(seen), 2))
+            seen = np.stack(
+                [p[y : y + crop, x : x + crop] for p, (y, x) in zip(seen, corners, strict=True)]
+            )
+        shown = _as_tensor(seen, device)
         latents = model.encode(shown).latent_dist
         noise = torch.randn(latents.mean.shape, generator=generator).to(device)
         made = model.decode(latents.mean + latents.std * noise).sample
@@ -263,7 +332,7 @@ def train_diffusion(
     *,
     clip: Path | str = WEIGHTS,
     n_scenes: int = 12_000,
-    autoencoder_steps: int = 10_000,
+    autoencoder_steps: int = 6000,
     steps: int = 5000,
     seed: int = 0,
     device: str = "cpu",
@@ -279,7 +348,7 @@ def train_diffusion(
 
     The autoencoder minimises the mean absolute error of pictures, of their horizontal and vertical
     differences and of their means over squares of 2, 4 and 8 pixels, plus a small Kullback-Leibler
-    term. Then, with its latents :math:`z` and
+    term; two thirds of its updates see quarters of pictures. Then, with its latents :math:`z` and
     noise :math:`\epsilon`, the denoiser minimises
 
     .. math:: \min(1, 5 / \mathrm{SNR}_t) \,
@@ -315,7 +384,7 @@ def train_diffusion(
     n_measure : int
         Pictures drawn of each category for the model card.
     judge : path, optional
-        Folder of the CLIP model that labels them; see `measure`.
+        Folder of the classifier that labels them; see `measure`.
     overwrite : bool
         Whether to replace `out_folder`.
 
@@ -351,7 +420,7 @@ def train_diffusion(
     settings: dict[str, Any] = {"n_scenes": n_scenes, "seed": seed}
     first = {
         **settings, "steps": autoencoder_steps, "batch_size": 8, "learning_rate": 2e-3,
-        "weight_decay": 0.0,
+        "weight_decay": 0.0, "crop": IMAGE_SIZE // 2, "crop_steps": autoencoder_steps * 2 // 3,
     }  # fmt: skip
     vae = _train_autoencoder(images, first, device, folder and folder / "vae", save_every)
     second = {
@@ -432,8 +501,9 @@ def measure(
     guidance : float
         Classifier-free guidance of the pictures drawn from a prompt.
     judge : path, optional
-        Folder of the small CLIP model that labels the pictures, one that has no part in training
-        or guiding; default ``small_judge`` beside the shipped models.
+        Folder of the classifier that labels the pictures, of
+        `brainalign.small_models.classifier.train_classifier`, which has no part in training or
+        guiding; default the one that comes with the package.
 
     Returns
     -------
@@ -469,7 +539,7 @@ def measure(
     }
     free = _draw(pipeline, "", range(n * len(CATEGORIES)), steps, 1.0)
     prompted = [p for c in CATEGORIES for p in drawn[c]]
-    labels = _labels(f"open_clip:local-dir:{judge}", prompted + free)
+    labels = _labels(judge, prompted + free)
     hits = {
         c: float(np.mean([label == c for label in labels[i * n : (i + 1) * n]]))
         for i, c in enumerate(CATEGORIES)
@@ -489,30 +559,24 @@ def measure(
 
 def _judge(folder: Path | str | None) -> Path:
     """Return the folder of the judging model; it must be there before hours of training."""
-    folder = Path(folder) if folder else WEIGHTS.with_name("small_judge")
-    if not (folder / "open_clip_config.json").is_file():
+    folder = Path(folder) if folder else WEIGHTS.with_name("small_classifier")
+    if not (folder / "model.safetensors").is_file():
         raise ConfigError(
-            f"There is no model to judge the pictures with in {folder}.",
-            "Train one with: python -m brainalign.small_models.clip --tower vit --seed 7 --out DIR",
+            f"There is no classifier to judge the pictures with in {folder}.",
+            "Train one with: python -m brainalign.small_models.classifier --out DIR",
         )
     return folder
 
 
-def _labels(name: str, pictures: list[Any]) -> list[str]:
-    """Return the category that a CLIP model gives each picture."""
+def _labels(judge: Path, pictures: list[Any]) -> list[str]:
+    """Return the category that the classifier gives each picture."""
     import torch
-    from torch.nn.functional import normalize
 
     from brainalign.features import load_model
 
-    model = load_model(name, device="cpu")
+    model = load_model(f"timm:local-dir:{judge}", device="cpu")
     with torch.inference_mode():
-        words = model.encode_text([f"a picture of {PROMPTS[c]}" for c in CATEGORIES])
-        words = normalize(words, dim=-1)
-        seen = [
-            normalize(model.encode_image(model.transform(p)[None]), dim=-1) @ words.T
-            for p in pictures
-        ]
+        seen = [model.module(model.transform(p)[None])[0] for p in pictures]
     return [CATEGORIES[int(s.argmax())] for s in seen]
 
 
@@ -565,7 +629,7 @@ empty. float32; stored as float16. Made by `python -m brainalign.small_models.di
 - Reconstruction of 120 held-out scenes: {measured["reconstruction"]:.1f} dB.
 - "a picture of ..." for six categories, {label["n"]} pictures, {measured["steps"]} steps, guidance
   {measured["guidance"]:g}: {100 * label["correct"]:.1f} % are given the category of the prompt by
-  the zero-shot judge `{measured["judge"]}` (chance {100 * label["chance"]:.1f} %): {each}.
+  the judge `{measured["judge"]}` (chance {100 * label["chance"]:.1f} %): {each}.
 - Without a prompt the judge finds: {free}.
 
 `samples.png` shows the first pictures of each category, seed by seed, none left out; the last row
@@ -586,7 +650,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=WEIGHTS, help="gives the text tower")
     parser.add_argument(
-        "--autoencoder-steps", type=int, default=10_000, help="updates before those of --steps"
+        "--autoencoder-steps", type=int, default=6000, help="updates before those of --steps"
     )
     parser.add_argument("--judge", type=Path, help="labels the pictures of the card")
     chosen = parser.parse_args(arguments)

@@ -15,6 +15,7 @@ _HOME = {
     "dive_section": "sections",
     "guided": "guidance",
     "judge": "judging",
+    "label": "judging",
     "label_images": "judging",
     "largest_batch": "sampling",
     "load_pipeline": "sampling",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from brainalign.data.stimuli import StimulusSet, read_stimuli
-from brainalign.data.store import provenance, write
+from brainalign.data.store import provenance, read, write
 from brainalign.encoding.model import sources_of
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.features.extraction import extract
@@ -33,6 +34,7 @@ __all__ = [
     "ALL_NATURAL",
     "compare_with_natural",
     "judge",
+    "label",
     "label_images",
     "mean_cosine_distance",
     "mean_pixel_distance",
@@ -91,6 +93,71 @@ def label_images(
         model, stimuli, "output", pooling="flatten", batch_size=batch_size, device=device
     )["output"]
     return np.array(names)[out["features"].values.argmax(axis=1)]
+
+
+def label(
+    stimuli: str | Path,
+    labeller: str | Path | Model,
+    labels: Sequence[str] | Mapping[str, Sequence[str]],
+    *,
+    out: str | Path,
+    batch_size: int = 32,
+    device: str | torch.device = "auto",
+    overwrite: bool = False,
+) -> xr.Dataset:
+    """Label a folder of stimuli once, for all calls of `judge` that compare with them.
+
+    Parameters
+    ----------
+    stimuli : path
+        The folder.
+    labeller, labels, batch_size, device
+        See `label_images`.
+    out : path
+        A ``.nc`` file.
+    overwrite : bool
+        Whether to replace `out`.
+
+    Returns
+    -------
+    Dataset
+        ``predicted`` (stimulus) with the coord ``stimulus_id``; the labeller and its labels in the
+        attrs.
+    """
+    model = labeller if isinstance(labeller, Model) else load_model(str(labeller), device=device)
+    found = read_stimuli(stimuli)
+    ds = xr.Dataset(
+        {
+            "predicted": (
+                "stimulus",
+                label_images(model, found, labels, batch_size=batch_size, device=device),
+            )
+        },
+        coords={"stimulus_id": ("stimulus", list(found.ids))},
+        attrs=_labelling(model, labels),
+    )
+    record = provenance(config=_labelling(model, labels), inputs=[Path(stimuli)])
+    write(ds, Path(out), None, provenance=record, overwrite=overwrite)
+    return ds
+
+
+def _labelling(
+    labeller: Model, labels: Sequence[str] | Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return what labels depend on besides the images."""
+    asked = {k: list(v) for k, v in labels.items()} if isinstance(labels, Mapping) else list(labels)
+    return {"labeller": labeller.name, "labels": json.dumps(asked)}
+
+
+def _read_labels(path: str | Path, stimuli: StimulusSet, asked: dict[str, str]) -> NDArray[np.str_]:
+    """Return what `label` wrote, if it is of these images, this labeller and these labels."""
+    ds = read(path)
+    for key, value in asked.items():
+        if ds.attrs.get(key) != value:
+            raise SchemaError(f"{path} was made with the {key} {ds.attrs.get(key)}, not {value}.")
+    if ds["stimulus_id"].values.tolist() != list(stimuli.ids):
+        raise SchemaError(f"{path} labels other images than those of {stimuli.folder}.")
+    return ds["predicted"].values.astype(str)
 
 
 def mean_cosine_distance(features: NDArray[np.floating]) -> float:
@@ -268,6 +335,7 @@ def judge(
     top: Sequence[int] = (100, 200),
     n_bootstrap: int = 1000,
     seed: int = 0,
+    natural_labels: str | Path | None = None,
     store: str | Path | None = None,
     batch_size: int = 32,
     device: str | torch.device = "auto",
@@ -298,6 +366,8 @@ def judge(
         neuroids.
     top, n_bootstrap, seed
         See `compare_with_natural`.
+    natural_labels : path, optional
+        What `label` wrote of `natural`; without it they are labelled here.
     store : path, optional
         Where features of the natural images are kept, as in `brainalign.features.extract`.
     batch_size, device
@@ -330,11 +400,13 @@ def judge(
         k: predict_target(parts, weights, s, store=store if k == ALL_NATURAL else None, **options)
         for k, s in found.items()
     }
-    model = (
-        load_model(str(labeller), device=device) if not isinstance(labeller, Model) else labeller
-    )
-    named = {k: label_images(model, s, labels, batch_size=batch_size, device=device)
-             for k, s in found.items()}  # fmt: skip
+    model = labeller if isinstance(labeller, Model) else load_model(str(labeller), device=device)
+    named = {
+        k: _read_labels(natural_labels, s, _labelling(model, labels))
+        if k == ALL_NATURAL and natural_labels is not None
+        else label_images(model, s, labels, batch_size=batch_size, device=device)
+        for k, s in found.items()
+    }
     ds = compare_with_natural(activation, named, top=top, n_bootstrap=n_bootstrap, seed=seed)
     order = np.argsort(-activation[ALL_NATURAL], kind="stable")
     spread, pixels = [], []

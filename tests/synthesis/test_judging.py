@@ -16,6 +16,7 @@ from brainalign.synthesis import ascend_pixels, judge
 from brainalign.synthesis.judging import (
     ALL_NATURAL,
     compare_with_natural,
+    label,
     label_images,
     mean_cosine_distance,
     mean_pixel_distance,
@@ -110,11 +111,23 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
     write(tiny.encoder(model, stimuli, seed=5), tmp_path / "two.zarr", "encoder")
     ascend_pixels(tmp_path / "one.zarr", out=tmp_path / "made", size=64, roi="A", n_images=4,
                   keep=0.5, steps=3, device="cpu", rerank=tmp_path / "two.zarr")  # fmt: skip
+    options = {
+        "encoder": tmp_path / "two.zarr", "labels": ["red", "green", "blue"], "roi": "A",
+        "top": (5, 10), "n_bootstrap": 50, "device": "cpu",
+    }  # fmt: skip
+    made = {"pixel ascent": tmp_path / "made"}
     judged = judge(
-        {"pixel ascent": tmp_path / "made"}, stimuli.folder, encoder=tmp_path / "two.zarr",
-        labeller=colours, labels=["red", "green", "blue"], out=tmp_path / "judged.nc", roi="A",
-        top=(5, 10), n_bootstrap=50, device="cpu",
+        made, stimuli.folder, labeller=colours, out=tmp_path / "judged.nc", **options
     )  # fmt: skip
+    once = label(stimuli.folder, colours, options["labels"], out=tmp_path / "n.nc", device="cpu")
+    assert once["predicted"].values.tolist() == label_images(
+        colours, stimuli, options["labels"], device="cpu"
+    ).tolist()  # fmt: skip
+    options |= {"natural_labels": tmp_path / "n.nc"}
+    again = judge(made, stimuli.folder, labeller=colours, out=tmp_path / "again.nc", **options)
+    assert again.identical(judged)
+    with pytest.raises(SchemaError, match="labeller"):
+        judge(made, stimuli.folder, labeller=model, out=tmp_path / "no.nc", **options)
     assert judged["n"].values.tolist() == [24, 10, 5, 2]
     on_disk = read(tmp_path / "judged.nc")
     assert np.allclose(on_disk["activation"], judged["activation"])
