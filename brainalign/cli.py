@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brainalign import __version__
 from brainalign.errors import (
@@ -20,6 +20,9 @@ from brainalign.errors import (
     UnavailableError,
     near,
 )
+
+if TYPE_CHECKING:
+    from brainalign.data.stimuli import StimulusSet
 
 __all__ = ["main"]
 
@@ -263,13 +266,7 @@ def _encode(args: argparse.Namespace) -> int:
         responses = responses.isel(presentation=halves(keys, args.seed) == args.half)
     splits: Any = args.folds
     if args.test is not None:
-        if stimuli is None or args.test not in stimuli.index:
-            raise ConfigError(
-                f"The index of stimuli has no column {args.test!r}."
-                + near(args.test, [] if stimuli is None else map(str, stimuli.index)),
-                "Give --stimuli with such a column, or use --folds.",
-            )
-        flags = dict(zip(stimuli.ids, stimuli.index[args.test].values.tolist(), strict=True))
+        flags = _flags(stimuli, args.test)
         splits = by_flag(responses["stimulus_id"].values, flags, name=args.test)
     embedding = None
     if args.embedding is not None:
@@ -313,6 +310,17 @@ def _encode(args: argparse.Namespace) -> int:
     made_by = provenance(config=settings, inputs=inputs, seed=args.seed)
     write_result(result, args.out, provenance=made_by, overwrite=True)
     return 0
+
+
+def _flags(stimuli: StimulusSet | None, column: str) -> dict[str, Any]:
+    """Return a column of the stimuli's index by stimulus."""
+    if stimuli is None or column not in stimuli.index:
+        raise ConfigError(
+            f"The index of stimuli has no column {column!r}."
+            + near(column, [] if stimuli is None else map(str, stimuli.index)),
+            "Give stimuli with such a column, or leave it out.",
+        )
+    return dict(zip(stimuli.ids, stimuli.index[column].values.tolist(), strict=True))
 
 
 _ENCODE_SETTINGS = (
@@ -413,7 +421,12 @@ def _dive_section(args: argparse.Namespace) -> int:
 
 def _caption(args: argparse.Namespace) -> int:
     from brainalign.captioning import caption_result
+    from brainalign.data.stimuli import read_stimuli
 
+    flagged = None
+    if args.held_out_flag is not None:
+        stimuli = None if args.held_out_stimuli is None else read_stimuli(args.held_out_stimuli)
+        flagged = [i for i, yes in _flags(stimuli, args.held_out_flag).items() if yes]
     caption_result(
         args.encoded,
         args.library,
@@ -422,6 +435,8 @@ def _caption(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         q=args.q,
         rois=args.rois,
+        held_out=args.held_out,
+        held_out_ids=flagged,
         temperature=args.temperature,
         n_draws=args.draws,
         seed=args.seed,
@@ -440,8 +455,9 @@ def _caption_section(args: argparse.Namespace) -> int:
     from brainalign.data.store import provenance
 
     section = section_from_captions(
-        args.captions, args.encoded, rois=args.rois, n_clusters=args.clusters, seed=args.seed
-    )
+        args.captions, args.encoded, data=args.data, rois=args.rois, n_clusters=args.clusters,
+        seed=args.seed,
+    )  # fmt: skip
     settings = {"rois": args.rois, "clusters": args.clusters}
     write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
     return 0
@@ -860,6 +876,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--tokenizer", default="gpt2", help="of a clipcap: checkpoint")
     p.add_argument("--q", type=float, default=0.05, help="false-discovery rate of the voxels")
     p.add_argument("--rois", nargs="+", help="only voxels of these")
+    p.add_argument("--held-out", type=Path, help="embeddings of images for the baseline")
+    p.add_argument("--held-out-stimuli", type=Path, help="these images")
+    p.add_argument("--held-out-flag", help="only those that this column of their index flags")
     p.add_argument("--draws", type=int, default=5, help="parts of the library, captions a voxel")
     p.add_argument("--temperature", type=float, default=1 / 150)
     p.add_argument("--beams", type=int, default=5)
@@ -870,6 +889,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command("caption-section", _caption_section, "turn captions into a section of the report")
     p.add_argument("captions", type=Path, nargs="+", help="outputs of `caption`")
     p.add_argument("--encoded", type=Path, nargs="*", default=[], help="what was captioned")
+    p.add_argument("--data", type=Path, help="output of `responses`: truth, and voxels of vertices")
     p.add_argument("--rois", nargs="+")
     p.add_argument("--clusters", type=int, default=2, help="that each region is split into")
     p.add_argument("--out", type=Path, required=True)

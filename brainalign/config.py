@@ -232,7 +232,15 @@ def _check_synthesis(config: dict[str, Any]) -> None:
 
 def _check_captioning(config: dict[str, Any]) -> None:
     block = config["captioning"]
-    _known(block["library"].get("study"), config["studies"], "captioning.library.study", "studies")
+    for part in ("library", "baseline"):
+        study = block.get(part, {}).get("study")
+        _known(study, config["studies"], f"captioning.{part}.study", "studies")
+    baseline = block.get("baseline", {"study": ""})
+    if ("study" in baseline) == ("folder" in baseline) or {"folder", "flag"} <= set(baseline):
+        raise ConfigError(
+            "captioning.baseline is a folder, or a study with or without a flag; it has "
+            f"{', '.join(baseline)}."
+        )
     layers = config["models"][block["model"]]["layers"]
     if layers != ["output"]:
         raise ConfigError(

@@ -184,6 +184,45 @@ def test_every_trial_of_every_chosen_voxel_is_the_z_score_of_its_session(copy):
     np.testing.assert_array_equal(ds["hemisphere"], np.where(ijk[:, 0] < 3, "L", ""))
 
 
+def test_vertices_of_fsaverage5_lie_in_voxels(changed):
+    assert load(changed).extras == {}
+    transforms = changed["root"] / f"nsddata/ppdata/{SUBJECT}/transforms"
+    transforms.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    ijk, nearest = {}, {}
+    for side in ("lh", "rh"):
+        # Places count from 1, and 9999 is nowhere; so do the numbers of vertices.
+        ijk[side] = rng.uniform(0, np.array(SHAPE) - 1, (50, 3))
+        place = ijk[side] + 1
+        place[7] = 9999
+        nearest[side] = np.concatenate([np.arange(50), rng.integers(0, 50, 163842 - 50)])
+        for name, data in (
+            ("func1pt8-to-layerB2", place),
+            ("white-to-fsaverage", nearest[side] + 1),
+        ):
+            shaped = data.reshape(len(data), 1, 1, *data.shape[1:]).astype(np.float32)
+            nibabel.save(nibabel.MGHImage(shaped, np.eye(4)), transforms / f"{side}.{name}.mgz")
+    study = load(changed)
+    surface = study.extras[f"surface_{SUBJECT}"]
+    assert surface.sizes == {"vertex": 20484}
+    for k, side in enumerate(("lh", "rh")):
+        found = surface["neuroid_id"].values[k * 10242 : (k + 1) * 10242]
+        assert found[7] == ""
+        for vertex in (0, 49, 60, 10241):
+            own = nearest[side][vertex]
+            expected = "-".join(str(round(x)) for x in ijk[side][own]) if own != 7 else ""
+            assert found[vertex] == expected
+    assert set(surface["hemisphere"].values[:10242]) == {"L"}
+    assert set(allen2022.addresses([SUBJECT])) >= {
+        f"nsddata/ppdata/{SUBJECT}/transforms/{side}.{name}.mgz"
+        for side in ("lh", "rh") for name in ("func1pt8-to-layerB2", "white-to-fsaverage")
+    }  # fmt: skip
+    small = np.ones((9, 1, 1), np.float32)
+    nibabel.save(nibabel.MGHImage(small, np.eye(4)), transforms / "lh.white-to-fsaverage.mgz")
+    with pytest.raises(SchemaError, match="do not fit"):
+        load(changed)
+
+
 def test_hdf5_and_nifti_betas_give_the_same(changed):
     both = load(changed).responses[SUBJECT]
     source = changed["betas"] / "betas_session01.hdf5"

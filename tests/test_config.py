@@ -154,6 +154,9 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("captioning", "library"), {}, "at captioning.library"),
         (("captioning", "library"), {"study": "nds"}, "Did you mean 'nsd'"),
         (("captioning", "library"), {"study": "nsd", "folder": "x"}, "at captioning.library"),
+        (("captioning", "baseline"), {"flag": "test"}, "a folder, or a study"),
+        (("captioning", "baseline"), {"folder": "x", "flag": "test"}, "a folder, or a study"),
+        (("captioning", "baseline"), {"study": "nds"}, "Did you mean 'nsd'"),
         (("encoding", "clusters"), {"n": 9, "model": "clip", "layer": "output"}, "both say which"),
     ],
 )

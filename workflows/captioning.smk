@@ -2,21 +2,32 @@
 # store of one's own is no input that the graph waits for, as with one's own recordings.
 
 LIBRARY = CAPTIONING.get("library", {})
+BASELINE = CAPTIONING.get("baseline", {})
+
+
+def captioning_images(images):
+    """The folder of the library's or the baseline's images."""
+    what = CAPTIONING[images]
+    return stimuli_folder(what["study"]) if "study" in what else what["folder"]
 
 
 rule library:
     input:
         card=lambda w: f"{OUT}/models/{CAPTIONING['model']}.json",
-        images=lambda w: stimuli_source(LIBRARY["study"]) if "study" in LIBRARY else [],
+        images=lambda w: (
+            stimuli_source(CAPTIONING[w.images]["study"]) if "study" in CAPTIONING[w.images] else []
+        ),
     output:
-        OUT + "/captioning/library.json",
+        OUT + "/captioning/{images}.json",
     log:
-        OUT + "/logs/library.log",
+        OUT + "/logs/library/{images}.log",
     benchmark:
-        OUT + "/benchmarks/library.tsv"
+        OUT + "/benchmarks/library/{images}.tsv"
+    wildcard_constraints:
+        images="library|baseline",
     params:
         model=lambda w: model_options(CAPTIONING["model"]),
-        folder=lambda w: stimuli_folder(LIBRARY["study"]) if "study" in LIBRARY else LIBRARY["folder"],
+        folder=lambda w: captioning_images(w.images),
         store=OUT + "/features/store",
         # Embeddings as the model gives them: their norms count.
         options=options(layers=["output"], pooling="mean", autocast=config["features"]["autocast"]),
@@ -33,8 +44,14 @@ rule caption:
     input:
         encoded=lambda w: f"{OUT}/encoding/{CAPTIONING['study']}/{w.subject}/{CAPTIONING['model']}",
         library=lambda w: [] if "store" in LIBRARY else f"{OUT}/captioning/library.json",
+        baseline=f"{OUT}/captioning/baseline.json" if BASELINE else [],
     output:
         captions=directory(OUT + "/captioning/captions/{subject}.zarr"),
+        **(
+            {"baseline": directory(OUT + "/captioning/captions/{subject}-best-images.zarr")}
+            if BASELINE
+            else {}
+        ),
     log:
         OUT + "/logs/caption/{subject}.log",
     benchmark:
@@ -45,6 +62,9 @@ rule caption:
             captioner=CAPTIONING["captioner"]["name"],
             tokenizer=CAPTIONING["captioner"]["tokenizer"],
             **{k: CAPTIONING.get(k) for k in ("draws", "temperature", "q", "beams", "max_tokens", "rois")},
+            held_out=OUT + "/captioning/baseline.json" if BASELINE else None,
+            held_out_stimuli=captioning_images("baseline") if "flag" in BASELINE else None,
+            held_out_flag=BASELINE.get("flag"),
             seed=config["seed"],
         ),
     threads: resource("caption", "threads")
@@ -62,6 +82,7 @@ rule captioning_section:
             f"{OUT}/encoding/{CAPTIONING['study']}/{subject}/{CAPTIONING['model']}"
             for subject in CAPTIONING.get("subjects", [])
         ],
+        data=lambda w: f"{OUT}/studies/{CAPTIONING['study']}/data",
     output:
         section=directory(OUT + "/sections/captioning"),
     log:
@@ -76,5 +97,5 @@ rule captioning_section:
     resources:
         **needs("evaluate"),
     shell:
-        "brainalign caption-section {input.captions} --encoded {input.encoded}"
+        "brainalign caption-section {input.captions} --encoded {input.encoded} --data {input.data}"
         " --out {output.section} {params.options} 2> {log}"

@@ -42,7 +42,7 @@ rule scenes:
         study="|".join(SIMULATED) or "none",
     params:
         options=lambda w: options(
-            seed=config["seed"], **STUDIES[w.study]["parameters"].get("scenes", {})
+            **{"seed": config["seed"], **STUDIES[w.study]["parameters"].get("scenes", {})}
         ),
     threads: resource("scenes", "threads")
     resources:

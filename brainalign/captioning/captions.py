@@ -28,11 +28,12 @@ from brainalign.captioning.words import Tagger, nouns
 from brainalign.data.schema import validate
 from brainalign.data.store import provenance, read, write
 from brainalign.encoding.align import feature_matrix, neuroid_coords
-from brainalign.encoding.model import predict
+from brainalign.encoding.model import predict, sources_of
 from brainalign.encoding.result import read_result
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 from brainalign.features import load_model
 from brainalign.features.layers import OUTPUT
+from brainalign.features.manifest import read_manifest
 
 if TYPE_CHECKING:
     from brainalign.features.models import Model
@@ -290,8 +291,7 @@ def caption_best_images(
     encoder : Dataset
         ``encoder`` schema.
     features : Dataset
-        ``features`` schema: embeddings, not normalised where the encoder's were not, of images
-        that took no part in the fit.
+        ``features`` schema: embeddings, not normalised, of images that took no part in the fit.
     captioner : Captioner, str or path
         See `load_captioner`.
     responses : DataArray (stimulus, neuroid), optional
@@ -309,7 +309,7 @@ def caption_best_images(
     """
     said_by, captioner = _named(captioner, device)
     if responses is None:
-        responses = predict(encoder, features)
+        responses = predict(encoder, _as_fitted(encoder, features))
     ids = responses["stimulus_id"].values.astype(str)
     values = responses.transpose("stimulus", "neuroid").values
     if values.shape[1] != encoder.sizes["neuroid"]:
@@ -333,6 +333,14 @@ def caption_best_images(
     return made.assign_coords(captioner=said_by).assign_attrs(method="best images", beams=beams)
 
 
+def _as_fitted(encoder: xr.Dataset, features: xr.Dataset) -> xr.Dataset:
+    """Return embeddings as the encoder was fitted to them: of unit norm, or as they are."""
+    if sources_of(encoder)[0].get("pooling") != "unit":
+        return features
+    x = features["features"]
+    return features.assign(features=x / np.sqrt((x**2).sum("feature")))
+
+
 def caption_result(
     encoded: str | Path,
     library: Any,
@@ -344,6 +352,7 @@ def caption_result(
     q: float | None = 0.05,
     rois: Sequence[str] | None = None,
     held_out: str | Path | None = None,
+    held_out_ids: Sequence[str] | None = None,
     model: str | None = None,
     temperature: float = TEMPERATURE,
     n_draws: int = DRAWS,
@@ -375,7 +384,10 @@ def caption_result(
     rois : sequence of str, optional
         Only the voxels of these regions.
     held_out : path, optional
-        Features of images that took no part in the fit, for the baseline.
+        Store or manifest of embeddings of images that took no part in the fit, not normalised,
+        for the baseline.
+    held_out_ids : sequence of str, optional
+        Only these of them.
     model, temperature, n_draws, seed, beams, max_tokens, batch_size, device
         See `caption_encoder`.
     overwrite : bool
@@ -439,12 +451,30 @@ def caption_result(
     write(made, out, "captions", provenance=about, overwrite=overwrite)
     if held_out is not None:
         baseline = caption_best_images(
-            encoder, read(held_out, "features"), decoder, model=clip, n_images=n_draws, seed=seed,
-            beams=beams, max_tokens=max_tokens, batch_size=batch_size, device=device,
+            encoder, _held_out(held_out, layer, held_out_ids), decoder, model=clip,
+            n_images=n_draws, seed=seed, beams=beams, max_tokens=max_tokens,
+            batch_size=batch_size, device=device,
         ).assign_coords(captioner=captioner)  # fmt: skip
         beside = out.with_name(f"{out.stem}-best-images{out.suffix}")
         write(baseline, beside, "captions", provenance=about, overwrite=overwrite)
     return out
+
+
+def _held_out(path: str | Path, layer: str, ids: Sequence[str] | None) -> xr.Dataset:
+    """Open embeddings, of a manifest those of `layer`, and keep those of some images."""
+    if Path(path).suffix == ".json":
+        layers = read_manifest(path)
+        if layer not in layers:
+            raise UnknownNameError(f"{path} has no layer {layer!r}.{near(layer, layers)}")
+        features = layers[layer]
+    else:
+        features = read(path, "features")
+    if ids is None:
+        return features
+    keep = np.flatnonzero(np.isin(features["stimulus_id"].values.astype(str), list(ids)))
+    if len(keep) != len(set(ids)):
+        raise SchemaError(f"{path} has {len(keep)} of the {len(set(ids))} images asked for.")
+    return features.isel(stimulus=keep)
 
 
 def voxel_table(

@@ -22,6 +22,7 @@ from brainalign.captioning.words import (
     top_nouns,
     word_share,
 )
+from brainalign.data.bundle import read_bundle
 from brainalign.data.cortex import N_VERTICES
 from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.store import read
@@ -42,7 +43,7 @@ def section_from_captions(
     captions: Sequence[str | Path],
     encoded: Sequence[str | Path] = (),
     *,
-    truth: Mapping[str, str | Path] | None = None,
+    data: str | Path | None = None,
     rois: Sequence[str] | None = None,
     n_clusters: int = 2,
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
@@ -59,8 +60,9 @@ def section_from_captions(
     encoded : sequence of path, optional
         The encoding results that were captioned, in the same order: for clusters, and for the
         accuracy of each voxel.
-    truth : mapping of str to path, optional
-        By subject, the truth of a simulated one.
+    data : path, optional
+        The bundle of the study: its extras hold the truth of simulated subjects, and the voxels
+        that vertices lie in (``surface_SUBJECT``).
     rois, n_clusters, categories, tagger, seed
         See `captions_section`.
     """
@@ -82,10 +84,14 @@ def section_from_captions(
             rows = [known[n] for n in ds["neuroid_id"].values.astype(str).tolist()]
             weights[subject] = embedding_weights(encoder.isel(neuroid=rows).load())
             scores[subject] = result.best
-    planted = {s: read(p) for s, p in (truth or {}).items()}
+    extras = {} if data is None else read_bundle(data).extras
+    truth, surfaces = (
+        {s: extras[f"{kind}_{s}"] for s in said if f"{kind}_{s}" in extras}
+        for kind in ("truth", "surface")
+    )
     return captions_section(
-        said, baselines=baselines, weights=weights, scores=scores, truth=planted, rois=rois,
-        n_clusters=n_clusters, categories=categories, tagger=tagger, seed=seed,
+        said, baselines=baselines, weights=weights, scores=scores, truth=truth, surfaces=surfaces,
+        rois=rois, n_clusters=n_clusters, categories=categories, tagger=tagger, seed=seed,
     )  # fmt: skip
 
 
@@ -96,6 +102,7 @@ def captions_section(
     weights: Mapping[str, ArrayLike] | None = None,
     scores: Mapping[str, xr.Dataset] | None = None,
     truth: Mapping[str, xr.Dataset] | None = None,
+    surfaces: Mapping[str, xr.Dataset] | None = None,
     rois: Sequence[str] | None = None,
     n_clusters: int = 2,
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
@@ -116,6 +123,9 @@ def captions_section(
         By subject, ``scores`` schema.
     truth : mapping of str to Dataset, optional
         By subject, of a simulated one: ``preference`` and ``null`` on neuroid.
+    surfaces : mapping of str to Dataset, optional
+        By subject, ``neuroid_id`` (vertex) of fsaverage5, left hemisphere first: where voxels of a
+        volume lie on the map. Neuroids on that surface are their own.
     rois : sequence of str, optional
         Regions, in order; by default all.
     n_clusters : int
@@ -132,13 +142,14 @@ def captions_section(
     members = {s: _members(ds, rois) for s, ds in captions.items()}
     names = list(dict.fromkeys(r for m in members.values() for r in m))
     preferred = {s: preferred_category(ds, members[s], categories) for s, ds in captions.items()}
+    placed = surfaces or {}
     figures = [
         _words(captions, members, names, tagger),
         _categories(preferred, names),
         *(
-            _surface(ds, preferred[s], s, categories, tagger)
+            _surface(ds, _vertices(ds, placed.get(s)), preferred[s], s, categories, tagger)
             for s, ds in [*captions.items()][:_SUBJECTS_MAPPED]
-            if "vertex" in ds.coords and ds.attrs.get("space") == _SPACE
+            if s in placed or ("vertex" in ds.coords and ds.attrs.get("space") == _SPACE)
         ),
     ]
     if weights:
@@ -235,8 +246,21 @@ def _categories(preferred: Mapping[str, xr.Dataset], names: Sequence[str]) -> Fi
     )
 
 
+def _vertices(captions: xr.Dataset, surface: xr.Dataset | None) -> NDArray[np.intp]:
+    """Return the neuroid of each vertex of fsaverage5, left hemisphere first; -1 for none."""
+    if surface is not None:
+        own = captions["neuroid_id"].values.astype(str).tolist()
+        place = {n: i for i, n in enumerate(own)}
+        return np.array([place.get(n, -1) for n in surface["neuroid_id"].values.astype(str)])
+    out = np.full(2 * N_VERTICES, -1)
+    side = np.where(captions["hemisphere"].values.astype(str) == "R", N_VERTICES, 0)
+    out[side + captions["vertex"].values] = np.arange(captions.sizes["neuroid"])
+    return out
+
+
 def _surface(
     captions: xr.Dataset,
+    neuroid: NDArray[np.intp],
     preferred: xr.Dataset,
     subject: str,
     categories: Mapping[str, Sequence[str]],
@@ -262,8 +286,8 @@ def _surface(
         ),
     }  # fmt: skip
     ds = xr.Dataset(
-        {k: ("vertex", _on_mesh(captions, v), attrs) for k, (v, attrs) in maps.items()
-         if np.isfinite(v).any()},
+        {k: ("vertex", np.where(neuroid < 0, np.nan, v[neuroid]).astype(np.float32), attrs)
+         for k, (v, attrs) in maps.items() if np.isfinite(v).any()},
         coords={
             "vertex": ("vertex", np.tile(np.arange(N_VERTICES), 2)),
             "hemisphere": ("vertex", np.repeat(["L", "R"], N_VERTICES)),
@@ -279,13 +303,6 @@ def _surface(
         "it.",
         ds,
     )
-
-
-def _on_mesh(captions: xr.Dataset, values: NDArray) -> NDArray[np.float32]:
-    out = np.full(2 * N_VERTICES, np.nan, dtype=np.float32)
-    side = np.where(captions["hemisphere"].values.astype(str) == "R", N_VERTICES, 0)
-    out[side + captions["vertex"].values] = values
-    return out
 
 
 def _clusters(

@@ -251,6 +251,19 @@ def test_a_section_shows_words_maps_clusters_and_voxels(captions, encoder, subje
     assert estimates["Selective voxels whose planted category is named"] >= 85
     assert any("NULL" in f.caption for f in section.figures if f.id == "categories")
 
+    # Voxels of a volume lie where a table of vertices says; one of another region is not captioned.
+    ids = captions["neuroid_id"].values.astype(str)
+    vertices = np.full(20484, "", dtype=ids.dtype)
+    vertices[[3, 10_250, 7]] = ids[5], ids[0], "0-0-0"
+    placed = xr.Dataset({"neuroid_id": ("vertex", vertices)})
+    volume = captions.drop_vars("vertex", errors="ignore")
+    section = captions_section({"sim": volume}, surfaces={"sim": placed}, tagger=tag)
+    [figure] = [f for f in section.figures if f.kind == "surface"]
+    shown = figure.data["percentile"].values
+    assert np.flatnonzero(np.isfinite(shown)).tolist() == [3, 10_250]
+    expected = captions["percentile"].mean("draw").values[[5, 0]]
+    np.testing.assert_allclose(shown[[3, 10_250]], expected, rtol=1e-6)
+
 
 def test_a_library_of_images_is_built_in_a_store(subject, clip, tmp_path):
     scenes, x, _, _ = subject

@@ -18,6 +18,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from brainalign.data.bids import add_rois
+from brainalign.data.cortex import N_VERTICES
 from brainalign.data.fetch import RemoteFile, mirror_folder
 from brainalign.data.schema import validate
 from brainalign.data.stimuli import StimulusSet, index_hdf5
@@ -98,13 +99,17 @@ _EARLY, _HCP, _GENERAL = "prf-visualrois", "HCP_MMP1", "nsdgeneral"
 #: Integers hold percent signal change times this.
 _INTEGER_SCALE = 300.0
 _VERSION = 1
+#: Places in the volume of a subject's vertices at middle depth, and vertices of fsaverage.
+_TO_SURFACE = ("func1pt8-to-layerB2", "white-to-fsaverage")
+_NOWHERE = 9999
 
 
 def addresses(subjects: Sequence[str] | None = None) -> dict[str, str]:
     """Return the public https address of every file that `load` reads, by its path in the study.
 
     Betas are named as HDF5, which is read voxel by voxel; `load` also takes the smaller NIfTI
-    files. (Files with ``lh.`` and ``rh.`` are optional: they tell the hemispheres.)
+    files. (Files with ``lh.`` and ``rh.`` are optional: they tell the hemispheres, and the voxel of
+    each vertex of fsaverage5.)
 
     Parameters
     ----------
@@ -116,6 +121,7 @@ def addresses(subjects: Sequence[str] | None = None) -> dict[str, str]:
         names += [_roi_file(subject, roi) for roi in (*_FLOC, _EARLY, _HCP, _GENERAL)]
         names += [_roi_file(subject, f"{side}.{_HCP}") for side in ("lh", "rh")]
         names += [_names_file(subject, roi) for roi in (*_FLOC, _EARLY, _HCP)]
+        names += [_transform(subject, f"{side}.{t}") for side in ("lh", "rh") for t in _TO_SURFACE]
         names.append(f"{_beta_folder(subject)}/ncsnr.nii.gz")
         names += [
             f"{_beta_folder(subject)}/betas_session{s:02d}.hdf5"
@@ -227,6 +233,9 @@ def load(
         images that these subjects saw, read from ``nsd_stimuli.hdf5``; ids ``nsd00000`` ...
         ``nsd72999`` count from 0 as the study's ``nsdId``. Columns: ``coco_id``, ``coco_split``;
         ``shared1000``; and ``seen_by_all``, those that all eight subjects saw in their sessions.
+        ``extras["surface_SUBJECT"]``, where the study's transforms are there: ``neuroid_id``
+        (vertex), the voxel in which each vertex of fsaverage5 lies at middle depth, ``""`` for
+        none, with ``vertex`` and ``hemisphere``.
 
     Raises
     ------
@@ -264,7 +273,9 @@ def load(
     def of(subject: str) -> xr.Dataset:
         return _read(plans[subject], bad, normalise, temporary)
 
-    return Study("allen2022", responses=_Subjects(chosen, of), stimuli=stimuli)
+    surfaces = {f"surface_{s}": _surface(root, s) for s in chosen}
+    extras = {name: ds for name, ds in surfaces.items() if ds is not None}
+    return Study("allen2022", responses=_Subjects(chosen, of), stimuli=stimuli, extras=extras)
 
 
 def stimulus_ids(nsd_id: ArrayLike) -> list[str]:
@@ -617,6 +628,43 @@ def _read(plan: _Plan, bad: str, normalise: str, scratch: Path) -> xr.Dataset:
     return validate(add_rois(ds, masks) if masks else ds, "responses")
 
 
+def _surface(root: Path, subject: str) -> xr.Dataset | None:
+    """Return the voxel of each vertex of fsaverage5, or None without the study's transforms.
+
+    For every vertex of fsaverage the study names the nearest vertex of the subject, and for each of
+    those its place in the functional volume; both count from 1. The first vertices of fsaverage are
+    those of fsaverage5.
+    """
+    found = []
+    for side in ("lh", "rh"):
+        to_volume, to_average = (root / _transform(subject, f"{side}.{t}") for t in _TO_SURFACE)
+        if not to_volume.is_file() or not to_average.is_file():
+            return None
+        place = np.asarray(_image(to_volume).dataobj, dtype=np.float64).reshape(-1, 3, order="F")
+        nearest = np.asarray(_image(to_average).dataobj).ravel().astype(int)[:N_VERTICES] - 1
+        if len(nearest) < N_VERTICES or not ((nearest >= 0) & (nearest < len(place))).all():
+            raise SchemaError(
+                f"{to_average} and {to_volume} do not fit: {len(nearest)} vertices of fsaverage "
+                f"with numbers up to {nearest.max() + 1}, {len(place)} of the subject.",
+                "Copy both again.",
+            )
+        ijk = place[nearest] - 1
+        known = (place[nearest] < _NOWHERE).all(axis=1)
+        rounded = np.rint(np.where(known[:, None], ijk, 0)).astype(int).tolist()
+        found += [
+            f"{i}-{j}-{k}" if yes else ""
+            for (i, j, k), yes in zip(rounded, known.tolist(), strict=True)
+        ]
+    return xr.Dataset(
+        {"neuroid_id": ("vertex", found)},
+        coords={
+            "vertex": ("vertex", np.tile(np.arange(N_VERTICES), 2)),
+            "hemisphere": ("vertex", np.repeat(["L", "R"], N_VERTICES)),
+        },
+        attrs={"space": "fsaverage5", "subject": subject},
+    )
+
+
 def _repetition(images: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how often each trial's image was shown before."""
     order = np.argsort(images, kind="stable")
@@ -740,6 +788,10 @@ def _roi_file(subject: str, roi: str) -> str:
 
 def _names_file(subject: str, roi: str) -> str:
     return f"nsddata/freesurfer/{subject}/label/{roi}.mgz.ctab"
+
+
+def _transform(subject: str, name: str) -> str:
+    return f"nsddata/ppdata/{subject}/transforms/{name}.mgz"
 
 
 def _read_names(path: Path) -> dict[int, str]:
