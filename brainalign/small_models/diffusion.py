@@ -332,8 +332,8 @@ def train_diffusion(
     *,
     clip: Path | str = WEIGHTS,
     n_scenes: int = 12_000,
-    autoencoder_steps: int = 6000,
-    steps: int = 5000,
+    autoencoder_steps: int = 4800,
+    steps: int = 3600,
     seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | str | None = None,
@@ -646,11 +646,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Train from the command line; see ``--help``."""
     parser = options_parser(
         "diffusion", "Train a very small StableDiffusionPipeline on rendered scenes.",
-        scenes=12_000, steps=5000, seed=0, measured=(20, "pictures a category"),
+        scenes=12_000, steps=3600, seed=0, measured=(20, "pictures a category"),
     )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=WEIGHTS, help="gives the text tower")
     parser.add_argument(
-        "--autoencoder-steps", type=int, default=6000, help="updates before those of --steps"
+        "--autoencoder-steps", type=int, default=4800, help="updates before those of --steps"
     )
     parser.add_argument("--judge", type=Path, help="labels the pictures of the card")
     chosen = parser.parse_args(arguments)
