@@ -1,0 +1,1 @@
+"""Auditory attention: which talker a listener attends to, from recordings of the brain."""
