@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -20,14 +19,7 @@ from scipy import signal
 from scipy.fft import next_fast_len
 
 from brainalign.data.schema import validate
-from brainalign.errors import (
-    ConfigError,
-    MissingDependencyError,
-    SchemaError,
-    UnavailableError,
-    UnknownNameError,
-    near,
-)
+from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 
 __all__ = [
     "SPACES",
@@ -39,7 +31,6 @@ __all__ = [
     "mel_filterbank",
     "mel_spectrogram",
     "onsets",
-    "read_sound",
     "resample",
     "talker_features",
 ]
@@ -48,44 +39,6 @@ __all__ = [
 _CHUNK = 2**20
 #: Power that counts as silence in a mel spectrogram: -100 dB of full scale.
 _SILENCE = 1e-10
-
-
-def read_sound(path: str | Path) -> tuple[NDArray[np.float64], float]:
-    """Read a sound file (WAV, FLAC, Ogg, MP3); several channels are averaged.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-
-    Returns
-    -------
-    sound : ndarray, shape (n_samples,)
-        Full scale is 1.
-    rate : float
-        Hz.
-
-    Raises
-    ------
-    MissingDependencyError
-        If soundfile is not installed.
-    UnavailableError
-        If there is no such file, or it holds no sound that can be read.
-    """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Sound files need the package soundfile.",
-            'Install it: pip install "brainalign[auditory]".',
-        ) from error
-    if not Path(path).is_file():
-        raise UnavailableError(f"There is no sound file {path}.")
-    try:
-        samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise UnavailableError(f"{path} cannot be read as sound: {error}.") from error
-    return samples.mean(axis=1), float(rate)
 
 
 def resample(x: ArrayLike, rate: float, rate_out: float) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ __all__ = [
     "read_bids_recording",
     "read_channels",
     "read_electrodes",
+    "read_raw",
     "standard_positions",
 ]
 
@@ -384,7 +385,8 @@ def read_bids_recording(
             raw = mne_bids.read_raw_bids(path, on_ch_mismatch="warn", verbose="error")
         side = Path(path.fpath).name.removesuffix(f"_{datatype}{path.extension}")
         folder = Path(path.fpath).parent
-        _apply_channels(raw, folder / f"{side}_channels.tsv", kinds)
+        if (folder / f"{side}_channels.tsv").is_file():
+            _apply_channels(raw, folder / f"{side}_channels.tsv", kinds)
         positions = _positions(folder, side, space)
         electrodes, where = (None, None) if positions is None else read_electrodes(positions)
         session = sessions.index(str(path.session))
@@ -410,6 +412,48 @@ def read_bids_recording(
     return join_runs(runs), events_table
 
 
+def read_raw(
+    path: str | Path, channels: str | Path | None = None, *, kinds: Sequence[str] = KINDS
+) -> Any:
+    """Open a recording with MNE (EDF, BDF, FIF, BrainVision ...), not yet reading its samples.
+
+    Parameters
+    ----------
+    path : path
+        The recording.
+    channels : path, optional
+        A BIDS ``channels.tsv`` that tells types and status of its channels.
+    kinds : sequence of str
+        Types that stay; all others become ``misc``.
+
+    Returns
+    -------
+    mne.io.BaseRaw
+
+    Raises
+    ------
+    MissingDependencyError
+        If MNE is not installed.
+    UnavailableError
+        If there is no such file.
+    SchemaError
+        If MNE cannot read it.
+    """
+    mne = _package("mne", "MNE")
+    if not Path(path).exists():
+        raise UnavailableError(f"There is no recording {path}.")
+    try:
+        with warnings.catch_warnings():
+            # MNE's wishes about names of files.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            raw = mne.io.read_raw(path, verbose="error")
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SchemaError(f"{path} is no recording that MNE reads: {error}") from error
+    if channels is not None:
+        _apply_channels(raw, Path(channels), kinds)
+    return raw
+
+
 def standard_positions(montage: str = "biosemi64") -> pd.DataFrame:
     """Return the positions of a standard EEG montage of MNE: index names; ``x y z`` in mm.
 
@@ -432,8 +476,6 @@ def standard_positions(montage: str = "biosemi64") -> pd.DataFrame:
 
 def _apply_channels(raw: Any, path: Path, kinds: Sequence[str]) -> None:
     """Set types and status of the channels of a recording from its sidecar file."""
-    if not path.is_file():
-        return
     table = read_channels(path)
     table = table.loc[[name for name in table.index if name in raw.ch_names]]
     types = {name: kind if kind in kinds else "misc" for name, kind in table["type"].items()}

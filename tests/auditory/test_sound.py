@@ -14,10 +14,10 @@ from brainalign.auditory.sound import (
     mel_filterbank,
     mel_spectrogram,
     onsets,
-    read_sound,
     resample,
     talker_features,
 )
+from brainalign.data.sounds import read_sound
 from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError
 
 RATE = 16_000.0
