@@ -24,6 +24,7 @@ from brainalign.data.studies import (
     haxby2001,
     kay2017,
     kriegeskorte2008,
+    panayotov2015,
 )
 from brainalign.errors import (
     ChecksumError,
@@ -56,6 +57,7 @@ def test_names_and_near_names():
         "haxby2001",
         "kay2017",
         "kriegeskorte2008",
+        "panayotov2015",
         "zada2025",
     ]
     assert studies.get("kay2017") is kay2017
@@ -84,6 +86,7 @@ def test_constants(name):
         (kay2017, 233, 10_524_361),
         (kriegeskorte2008, 5, 5_145_240),
         (haxby2001, 164, 3_932_639),
+        (panayotov2015, 6, 241_594),
     ],
 )
 def test_registries(module, n_files, n_bytes):

@@ -18,7 +18,13 @@ from test_fetch import Server
 
 from brainalign.auditory.sound import talker_features
 from brainalign.data import archives
-from brainalign.data.studies import biesmans2016, choudhari2024, fuglsang2017, zada2025
+from brainalign.data.studies import (
+    biesmans2016,
+    choudhari2024,
+    fuglsang2017,
+    panayotov2015,
+    zada2025,
+)
 from brainalign.errors import ChecksumError, SchemaError, UnavailableError, UnknownNameError
 
 mne = pytest.importorskip("mne")
@@ -377,6 +383,11 @@ def test_result_files_are_found(mirror):
         assert all(path.is_file() for path in patient[kind].values())
     assert len(patient["electrodes"]) == 42
     assert len(study.extras["LIJ-174"]["electrodes"]) == 17
+
+
+def test_clips_of_three_talkers(mirror):
+    sounds = panayotov2015.load(mirror / panayotov2015.FOLDER).extras["sounds"]
+    assert list(sounds) == ["198", "3436", "5703"] and all(p.is_file() for p in sounds.values())
 
 
 def test_sound_files_need_their_package(monkeypatch):

@@ -56,6 +56,7 @@ _NAMES = (
     "haxby2001",
     "kay2017",
     "kriegeskorte2008",
+    "panayotov2015",
     "zada2025",
 )
 
