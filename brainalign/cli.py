@@ -497,6 +497,16 @@ def _channel(args: argparse.Namespace) -> int:
     return 0
 
 
+def _aad_accuracy(args: argparse.Namespace) -> int:
+    from brainalign.auditory.results import METRICS, accuracy_records
+
+    records = accuracy_records(
+        args.files, level=args.level, n_bootstrap=args.bootstraps, seed=args.seed
+    )
+    print(json.dumps({"unit": "percent", "metrics": METRICS, "results": records}, indent=1))
+    return 0
+
+
 def _thresholds(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
@@ -900,6 +910,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guess", type=float, help="share right by chance; default 1 / categories")
     p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     p.add_argument("--bootstraps", type=int, default=400, help="for the intervals of thresholds")
+
+    p = command("aad-accuracy", _aad_accuracy, "attention decoding's accuracy from result files")
+    p.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help=".mat with correlations, .csv"
+    )
+    p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    p.add_argument("--bootstraps", type=int, default=1000, help="draws of trials; 0: no intervals")
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")
