@@ -609,6 +609,79 @@ def _evaluate_parametric(args: argparse.Namespace) -> Any:
     return parametric.section_from_folder(args.data, seed=args.seed)
 
 
+def _aad_prepare(args: argparse.Namespace) -> int:
+    from brainalign.auditory import experiment
+    from brainalign.data import studies
+    from brainalign.data.store import atomic_dir, provenance, write
+
+    _use_data_home(args.data)
+    parameters = dict(args.parameters)
+    if args.study == "listener":
+        sounds = parameters.pop("sounds", None)
+        if sounds is None:
+            raise ConfigError("The listener needs the parameter 'sounds': the name of a study.")
+        ours = {"sounds", "subject", "spaces", "rate", "seed", "listener"}
+        settings = parameters.pop("listener", {})
+        _check_parameters(experiment.simulate_listening, parameters, ours)
+        responses, features = experiment.simulate_listening(
+            studies.get(sounds).load().extras["sounds"],
+            subject=args.subject, spaces=args.spaces, rate=args.rate, seed=args.seed,
+            **parameters, **settings,
+        )  # fmt: skip
+    else:
+        preprocessing = parameters.pop("preprocessing", None)
+        module = studies.get(args.study)
+        _check_parameters(module.load, parameters, {"subjects"})
+        responses, features = experiment.prepare(
+            module.load(subjects=[args.subject], **parameters),
+            args.subject,
+            spaces=args.spaces,
+            rate=args.rate,
+            preprocessing=preprocessing,
+        )
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    about = provenance(config=record, seed=args.seed)
+    with atomic_dir(args.out, overwrite=True) as made:
+        write(responses, made / "responses.zarr", "responses", provenance=about)
+        write(features, made / "features.zarr", "features", provenance=about)
+    return 0
+
+
+def _aad_decode(args: argparse.Namespace) -> int:
+    from brainalign.auditory.experiment import decode
+    from brainalign.data.store import provenance, read, write
+
+    found = decode(
+        read(args.recording / "responses.zarr", "responses"),
+        read(args.recording / "features.zarr", "features"),
+        args.decoder,
+        args.settings,
+        lengths=args.lengths,
+        split=args.split,
+        n_folds=args.folds,
+        repeated=args.repeated,
+        seed=args.seed,
+    )
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write(found, args.out, None, provenance=provenance(config=record, seed=args.seed))
+    return 0
+
+
+def _aad_section(args: argparse.Namespace) -> int:
+    from brainalign.auditory.sections import section_from_decoded
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+
+    section = section_from_decoded(
+        args.decoded, study=args.study, titles=args.decoders, seed=args.seed
+    )
+    section.id = args.id or section.id
+    section.title = args.title or section.title
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write_section(section, args.out, provenance=provenance(config=record, seed=args.seed))
+    return 0
+
+
 _ANALYSES: dict[str, Callable[[argparse.Namespace], Any]] = {
     "encoding": _evaluate_encoding,
     "rsa": _evaluate_rsa,
@@ -703,6 +776,35 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--subjects", nargs="+")
     p.add_argument("--parameters", type=json.loads, default={}, help="of the loader, as JSON")
+
+    p = command("aad-prepare", _aad_prepare, "recording and talkers of a listener, for decoders")
+    p.add_argument("study", help="name of a study of listening, or listener to simulate one")
+    p.add_argument("--subject", required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--data", type=Path, help="folder for studies; default: the cache folder")
+    p.add_argument("--parameters", type=json.loads, default={}, help="of the loader, as JSON")
+    p.add_argument("--spaces", nargs="+", default=["envelope"], help="features of each talker")
+    p.add_argument("--rate", type=float, default=64.0, help="Hz of recording and features")
+
+    p = command("aad-decode", _aad_decode, "decode who is attended, in trials that are left out")
+    p.add_argument("recording", type=Path, help="output of `aad-prepare`")
+    p.add_argument("--out", type=Path, required=True, help="NetCDF file")
+    p.add_argument("--decoder", default="reconstruction", help="kind of decoder")
+    p.add_argument("--settings", type=json.loads, default={}, help="of the decoder, as JSON")
+    p.add_argument(
+        "--lengths", type=float, nargs="+", default=[1, 2, 5, 10, 20, 40], help="of windows, s"
+    )
+    p.add_argument("--split", choices=("trial", "stimulus"), default="trial")
+    p.add_argument("--folds", type=int, help="in place of single trials or stimuli")
+    p.add_argument("--repeated", action="store_true", help="training and test may share sound")
+
+    p = command("aad-section", _aad_section, "describe decoded attention for the report")
+    p.add_argument("decoded", type=Path, nargs="+", help="outputs of `aad-decode`")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--id")
+    p.add_argument("--title")
+    p.add_argument("--study", default="", help="for what is published of it")
+    p.add_argument("--decoders", type=json.loads, help="their titles, as JSON")
 
     p = command("scenes", _scenes, "render scenes of people, bodies, places, words, food, objects")
     p.add_argument("--out", type=Path, required=True)

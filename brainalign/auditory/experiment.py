@@ -19,7 +19,7 @@ from brainalign.auditory import decoders
 from brainalign.auditory.evaluation import accuracy_curve, mesd
 from brainalign.auditory.listener import SimulatedListener, switching, talker_streams
 from brainalign.auditory.preprocessing import preprocess
-from brainalign.auditory.sound import talker_features
+from brainalign.auditory.sound import resample, talker_features
 from brainalign.auditory.trials import content_groups, listening_trials
 from brainalign.data.schema import validate
 from brainalign.data.sounds import read_sound
@@ -153,6 +153,7 @@ def simulate_listening(
     rate: float = 64.0,
     electrodes: int = 24,
     deaf: int = 8,
+    sound_rate: float = 8000.0,
     switch_every: float | None = None,
     seed: int = 0,
     **listener: Any,
@@ -165,7 +166,7 @@ def simulate_listening(
     Parameters
     ----------
     sounds : mapping of str to path
-        A clip of each talker, at least two, at one rate.
+        A clip of each talker, at least two.
     subject : str
         Name; another subject has other response functions and other noise.
     trials : int
@@ -179,6 +180,8 @@ def simulate_listening(
     electrodes, deaf : int
         Electrodes that respond (around the left superior temporal gyrus), and that hold noise only
         (frontal).
+    sound_rate : float
+        Hz of the sounds that features are made from; speech is below 4 kHz.
     switch_every : float, optional
         Seconds between switches of attention.
     seed : int
@@ -194,17 +197,14 @@ def simulate_listening(
     Raises
     ------
     ConfigError
-        With fewer than two talkers or two trials, or clips of different rates.
+        With fewer than two talkers or two trials.
     """
     if len(sounds) < 2 or trials < 2:
         raise ConfigError(
             f"{len(sounds)} talkers and {trials} trials; expected at least 2 of each."
         )
-    read = {name: read_sound(path) for name, path in sounds.items()}
-    rates = {r for _, r in read.values()}
-    if len(rates) > 1:
-        raise ConfigError(f"The clips have rates {sorted(rates)} Hz; expected one.")
-    sound_rate, names = rates.pop(), list(read)
+    names = list(sounds)
+    clips = {name: resample(*read_sound(path), sound_rate) for name, path in sounds.items()}
     own = int.from_bytes(subject.encode(), "big") % 2**32
     rng = np.random.default_rng([seed, own])
     n_samples = round(seconds * sound_rate)
@@ -212,7 +212,7 @@ def simulate_listening(
     for _ in range(trials):
         pair = rng.choice(len(names), 2, replace=False)
         streams = talker_streams(
-            [[read[names[i]][0]] for i in pair], n_samples, seed=int(rng.integers(2**31))
+            [[clips[names[i]]] for i in pair], n_samples, seed=int(rng.integers(2**31))
         )
         heard.append([(s, sound_rate) for s in streams])
         pairs.append([names[i] for i in pair])
@@ -311,7 +311,8 @@ def decode(
         ``n_trials`` over length (s); ``score`` (window, talker) with ``window_length``, ``start``,
         ``trial``, ``attended``; ``attrs``: ``mesd`` (s), ``decoder``, ``subject``. Of a forward
         model fitted to all trials also ``trf`` (neuroid, feature, lag), with ``lag`` in s, and
-        ``channel_r`` (neuroid), its cross-validated correlation, with the places of the neuroids.
+        ``channel_r`` (neuroid), its cross-validated correlation, ``space`` (feature), and the
+        places of the neuroids.
 
     Raises
     ------
@@ -365,11 +366,14 @@ def decode(
         "space": str(responses.attrs.get("space", "")),
     }
     if isinstance(decoder, decoders.ForwardResponse):
-        found = found.merge(_response_functions(decoder.fit(trials), responses))
+        sizes = {name: trials[0].space(name).shape[2] for name in decoder.spaces}
+        found = found.merge(_response_functions(decoder.fit(trials), responses, sizes))
     return found
 
 
-def _response_functions(fitted: decoders.ForwardResponse, responses: xr.Dataset) -> xr.Dataset:
+def _response_functions(
+    fitted: decoders.ForwardResponse, responses: xr.Dataset, sizes: Mapping[str, int]
+) -> xr.Dataset:
     keep = ["neuroid_id", "roi", "hemisphere", "x", "y", "z", "band", "hears"]
     return xr.Dataset(
         {
@@ -378,6 +382,7 @@ def _response_functions(fitted: decoders.ForwardResponse, responses: xr.Dataset)
         },
         coords={
             "lag": ("lag", np.asarray(fitted.model_.times_), {"units": "s"}),
+            "space": ("feature", np.repeat(list(sizes), list(sizes.values()))),
             **{c: responses[c].variable for c in keep if c in responses.coords},
         },
     )

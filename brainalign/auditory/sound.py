@@ -261,7 +261,8 @@ def gammatone_envelope(
     centres = _bands(frequencies, rate, 4)
     out: NDArray[np.float64] | None = None
     for i, f in enumerate(centres):
-        amplitude = np.concatenate([np.abs(p) ** exponent for p in _filtered(sound, rate, f, 4)])
+        pieces = _filtered(sound, rate, f, 4)
+        amplitude = np.concatenate([(p.real**2 + p.imag**2) ** (exponent / 2) for p in pieces])
         envelope = np.maximum(resample(amplitude, rate, rate_out), 0)
         if out is None:
             out = np.zeros((len(envelope), len(centres) if bands else 1))
