@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import signal
 from scipy.fft import next_fast_len
+from scipy.special import comb
 
 from brainalign.data.schema import validate
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
@@ -179,9 +180,9 @@ def gammatone(
               a = \exp\bigl((-2 \pi b + 2 \pi i f) / \mathrm{rate}\bigr), \quad
               b = 1.019\,\mathrm{ERB}(f),
 
-    n equal poles in cascade, scaled so that a tone at the centre frequency keeps its amplitude. It
-    is the sampled :math:`t^{n-1} e^{-2 \pi b t} \cos 2 \pi f t` with the advantage of being stable
-    for low frequencies at high rates, where the expanded polynomial of order 2n is not.
+    that of n equal poles in cascade, scaled so that a tone at the centre frequency keeps its
+    amplitude. It is applied by FFT, which is exact for low frequencies at high rates too, where the
+    recursion with the expanded polynomial of order 2n is not.
 
     Parameters
     ----------
@@ -522,15 +523,18 @@ def _filtered(
     sound: NDArray, rate: float, frequency: float, order: int
 ) -> Iterator[NDArray[np.complex128]]:
     """Yield the analytic output of one gammatone filter, chunk by chunk."""
-    pole = np.exp((-2 * np.pi * 1.019 * erb(frequency) + 2j * np.pi * frequency) / rate)
+    decay = 2 * np.pi * 1.019 * float(erb(frequency)) / rate
+    # Beyond these samples the response is below 1e-15 of its peak.
+    k = np.arange(math.ceil(60 / decay))
     # Twice, since a real tone has half its amplitude at the positive frequency.
-    gain = 2 ** (1 / order) * (1 - np.abs(pole))
-    states = [np.zeros(1, dtype=np.complex128)] * order
+    gain = 2 * (-math.expm1(-decay)) ** order
+    response = (
+        gain * comb(k + order - 1, order - 1) * np.exp((2j * np.pi * frequency / rate - decay) * k)
+    )
     for start in range(0, len(sound), _CHUNK):
-        piece: NDArray = sound[start : start + _CHUNK].astype(np.complex128)
-        for i in range(order):
-            piece, states[i] = signal.lfilter([gain], [1, -pole], piece, zi=states[i])
-        yield piece
+        before = max(0, start - len(k) + 1)
+        piece = sound[before : start + _CHUNK]
+        yield signal.oaconvolve(piece, response)[start - before : len(piece)]
 
 
 def _bands(frequencies: ArrayLike, rate: float, order: int) -> NDArray[np.float64]:
