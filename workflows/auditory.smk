@@ -58,7 +58,7 @@ rule attend:
         "brainalign aad-decode {input.recording} --out {output.decoded} {params.options} 2> {log}"
 
 
-rule attention_section:
+rule listening_section:
     input:
         decoded=lambda w: [
             f"{OUT}/listening/decoded/{w.study}/{subject}/{decoder}.nc"
@@ -68,9 +68,9 @@ rule attention_section:
     output:
         section=directory(OUT + "/sections/{study}-attention"),
     log:
-        OUT + "/logs/attention_section/{study}.log",
+        OUT + "/logs/listening_section/{study}.log",
     benchmark:
-        OUT + "/benchmarks/attention_section/{study}.tsv"
+        OUT + "/benchmarks/listening_section/{study}.tsv"
     wildcard_constraints:
         study="|".join(LISTENED) or "none",
     params:
