@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+
 import numpy as np
 import pytest
 import soundfile
@@ -9,7 +15,7 @@ import xarray as xr
 
 from brainalign.auditory.experiment import decode, make_decoder, prepare, simulate_listening
 from brainalign.auditory.sections import PUBLISHED, attention_section, section_from_decoded
-from brainalign.cli import main
+from brainalign.cli import _parser, main
 from brainalign.config import read_config, validate_config, workflow_root
 from brainalign.data.schema import validate
 from brainalign.data.section import read_section, write_section
@@ -200,6 +206,29 @@ def test_configurations(name):
     assert study["analyses"] == ["attention"]
     for decoder in config["listening"]["decoders"].values():
         make_decoder(decoder["kind"], decoder["settings"])
+
+
+def test_a_study_is_planned_whole(tmp_path):
+    pytest.importorskip("snakemake")
+    root = workflow_root()
+    finished = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
+         "--configfile", str(root / "configs" / "aad_kul.yaml")],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    planned = [
+        line.strip().split(" 2> ")[0]
+        for line in (finished.stdout + finished.stderr).splitlines()
+        if line.strip().startswith("brainalign aad-")
+    ]
+    commands = [_parser().parse_args(shlex.split(line)[1:]) for line in planned]
+    # 16 subjects, 3 decoders, one section.
+    counts = Counter(args.command for args in commands)
+    assert counts == {"aad-prepare": 16, "aad-decode": 48, "aad-section": 1}
+    assert {args.split for args in commands if args.command == "aad-decode"} == {"stimulus"}
+    assert commands[0].parameters["preprocessing"]["bands"] == [[1, 9]]
 
 
 @pytest.mark.parametrize(
