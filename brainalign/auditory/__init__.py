@@ -4,14 +4,29 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "AttentionDecoder": "decoders",
+    "CanonicalCorrelation": "decoders",
+    "ForwardResponse": "decoders",
+    "ListeningTrial": "trials",
+    "Oracle": "decoders",
+    "SimulatedListener": "listener",
+    "StimulusReconstruction": "decoders",
+    "StreamingDecoder": "streaming",
+    "TalkerCluster": "decoders",
     "accuracy_curve": "evaluation",
     "accuracy_records": "results",
+    "calibrate": "decoders",
     "chance_band": "evaluation",
+    "content_groups": "trials",
+    "cross_validate": "decoders",
     "expected_accuracy": "evaluation",
     "expected_switch_duration": "evaluation",
+    "listening_trials": "trials",
     "mesd": "evaluation",
     "read_results": "results",
     "switch_latency": "evaluation",
+    "switching": "listener",
+    "talker_streams": "listener",
 }
 
 __all__ = [*_HOME]
