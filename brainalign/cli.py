@@ -507,6 +507,27 @@ def _aad_accuracy(args: argparse.Namespace) -> int:
     return 0
 
 
+def _trf(args: argparse.Namespace) -> int:
+    from brainalign.auditory.trf import ALPHAS, read_recordings, trf_record
+
+    trials = read_recordings(
+        args.files, args.target, recording=args.recording, sampling_rate=args.rate
+    )
+    record = trf_record(
+        trials,
+        args.target,
+        split=args.split,
+        n_folds=args.folds,
+        tmin=args.delays[0],
+        tmax=args.delays[1],
+        alphas=args.alphas or ALPHAS,
+        n_shifts=args.shifts,
+        allow_leak=args.allow_leak,
+    )
+    print(json.dumps(record, indent=1))
+    return 0
+
+
 def _thresholds(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
@@ -1019,6 +1040,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     p.add_argument("--bootstraps", type=int, default=1000, help="draws of trials; 0: no intervals")
+
+    p = command("trf", _trf, "fit and score temporal response functions and stimulus decoders")
+    p.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".npz, a trial each")
+    p.add_argument("--target", default="envelope", help="array of the feature that was heard")
+    p.add_argument("--recording", help="array of the recording; default: the only other one")
+    p.add_argument("--rate", type=float, default=64.0, help="Hz, where a file does not say")
+    p.add_argument("--split", choices=("time", "trial"), default="time", help="what is held out")
+    p.add_argument("--folds", type=int, default=5)
+    p.add_argument(
+        "--delays", type=float, nargs=2, metavar=("FIRST", "LAST"), default=[0.0, 0.4],
+        help="of the recording after the sound, seconds",
+    )  # fmt: skip
+    p.add_argument("--alphas", type=float, nargs="+", help="penalties; default: 0.1 to 1e6")
+    p.add_argument("--shifts", type=int, default=9, help="shifted stimuli that tell chance")
+    p.add_argument(
+        "--allow-leak", action="store_true", help="hold out trials that share their stimulus"
+    )
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")
