@@ -650,7 +650,7 @@ def _aad_prepare(args: argparse.Namespace) -> int:
             **parameters, **settings,
         )  # fmt: skip
     else:
-        preprocessing = parameters.pop("preprocessing", None)
+        ready = {k: parameters.pop(k, None) for k in ("preprocessing", "sound_rate")}
         module = studies.get(args.study)
         _check_parameters(module.load, parameters, {"subjects"})
         responses, features = experiment.prepare(
@@ -658,7 +658,7 @@ def _aad_prepare(args: argparse.Namespace) -> int:
             args.subject,
             spaces=args.spaces,
             rate=args.rate,
-            preprocessing=preprocessing,
+            **ready,
         )
     record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
     about = provenance(config=record, seed=args.seed)

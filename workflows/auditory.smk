@@ -44,6 +44,7 @@ rule attend:
         OUT + "/benchmarks/attend/{study}-{subject}-{decoder}.tsv"
     wildcard_constraints:
         study="|".join(LISTENED) or "none",
+        decoder="|".join(DECODERS) or "none",
     params:
         options=lambda w: options(
             decoder=DECODERS[w.decoder]["kind"],

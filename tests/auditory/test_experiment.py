@@ -130,7 +130,11 @@ def test_a_study_is_made_ready(listened):
     rng = np.random.default_rng(0)
     sounds = [[(rng.normal(size=2000 * 21), 2000.0) for _ in range(2)] for _ in range(6)]
     study = Study("s", responses={"s1": responses}, extras={"talkers": {"s1": sounds}})
-    assert prepare(study, "s1", rate=RATE)[1].sizes == {"time": 3840, "feature": 2}
+    whole = prepare(study, "s1", rate=RATE)[1]
+    assert whole.sizes == {"time": 3840, "feature": 2}
+    lower = prepare(study, "s1", rate=RATE, sound_rate=1600.0)[1]
+    r = [np.corrcoef(whole["features"][:, k], lower["features"][:, k])[0, 1] for k in (0, 1)]
+    assert min(r) > 0.9
 
 
 def test_section(decoded, tmp_path):
