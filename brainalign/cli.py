@@ -677,6 +677,7 @@ def _aad_decode(args: argparse.Namespace) -> int:
         read(args.recording / "features.zarr", "features"),
         args.decoder,
         args.settings,
+        responsive=args.responsive,
         lengths=args.lengths,
         split=args.split,
         n_folds=args.folds,
@@ -815,6 +816,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--lengths", type=float, nargs="+", default=[1, 2, 5, 10, 20, 40], help="of windows, s"
     )
+    p.add_argument(
+        "--responsive", type=json.loads,
+        help="choose responsive channels in the training trials: settings, as JSON",
+    )  # fmt: skip
     p.add_argument("--split", choices=("trial", "stimulus"), default="trial")
     p.add_argument("--folds", type=int, help="in place of single trials or stimuli")
     p.add_argument("--repeated", action="store_true", help="training and test may share sound")

@@ -49,6 +49,7 @@ rule attend:
         options=lambda w: options(
             decoder=DECODERS[w.decoder]["kind"],
             settings=DECODERS[w.decoder]["settings"] or None,
+            responsive=DECODERS[w.decoder].get("responsive"),
             **{k: LISTENING.get(k) for k in ("lengths", "split", "folds", "repeated")},
             seed=config["seed"],
         ),

@@ -8,26 +8,35 @@ with the coordinates ``run`` (a trial) and ``attended`` (the talker's number) on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from sklearn.base import clone
 
 from brainalign.auditory import decoders
 from brainalign.auditory.evaluation import accuracy_curve, mesd
 from brainalign.auditory.listener import SimulatedListener, switching, talker_streams
-from brainalign.auditory.preprocessing import preprocess
+from brainalign.auditory.preprocessing import ResponsiveChannels, preprocess
 from brainalign.auditory.sound import resample, talker_features
-from brainalign.auditory.trials import content_groups, listening_trials
+from brainalign.auditory.trials import ListeningTrial, content_groups, listening_trials
 from brainalign.data.schema import validate
 from brainalign.data.sounds import read_sound
 from brainalign.data.splits import Split, by_group
 from brainalign.data.studies import Study
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 
-__all__ = ["DECODERS", "decode", "make_decoder", "prepare", "simulate_listening"]
+__all__ = [
+    "DECODERS",
+    "ResponsiveDecoder",
+    "decode",
+    "make_decoder",
+    "prepare",
+    "simulate_listening",
+]
 
 #: Decoders by the name that a configuration gives them.
 DECODERS: Mapping[str, type[decoders.AttentionDecoder]] = {
@@ -40,6 +49,72 @@ DECODERS: Mapping[str, type[decoders.AttentionDecoder]] = {
 
 #: Where simulated electrodes lie (mm, MNI): those that hear, and those that do not.
 _HEARING, _DEAF, _SPREAD = (-62.0, -22.0, 6.0), (-48.0, 22.0, 24.0), 12.0
+
+
+class ResponsiveDecoder(decoders.AttentionDecoder):
+    """A decoder that sees only channels which follow the attended talker in the trials of its fit.
+
+    Parameters
+    ----------
+    decoder : AttentionDecoder
+        A clone is fitted to the channels that are kept.
+    space : str
+        Feature space that channels must follow; the mean of its features.
+    max_lag : float
+        Longest delay, s.
+    rate : float
+        False discovery rate.
+    at_least : int
+        Channels that are kept if fewer pass.
+
+    Attributes
+    ----------
+    selector_ : ResponsiveChannels
+    decoder_ : AttentionDecoder
+    """
+
+    def __init__(
+        self,
+        decoder: decoders.AttentionDecoder | None = None,
+        *,
+        space: str = "envelope",
+        max_lag: float = 0.5,
+        rate: float = 0.05,
+        at_least: int = 1,
+    ) -> None:
+        self.decoder = decoder
+        self.space = space
+        self.max_lag = max_lag
+        self.rate = rate
+        self.at_least = at_least
+
+    def _fit(self, trials: list[ListeningTrial]) -> None:
+        self.selector_ = ResponsiveChannels(
+            self.sampling_rate_, max_lag=self.max_lag, rate=self.rate, at_least=self.at_least
+        ).fit(
+            [t.neural for t in trials],
+            [t.attended_features(self.space).mean(axis=1) for t in trials],
+        )
+        inner = decoders.StimulusReconstruction() if self.decoder is None else clone(self.decoder)
+        self.decoder_ = inner.fit([self._kept(t) for t in trials])
+
+    def _kept(self, trial: ListeningTrial) -> ListeningTrial:
+        return replace(trial, neural=self.selector_.transform(trial.neural))
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Samples before and after a sample that its projection needs."""
+        return self.decoder_.reach
+
+    def project(self, trial: ListeningTrial) -> decoders.Projection:
+        """Return what the decoder makes of the kept channels."""
+        return self.decoder_.project(self._kept(trial))
+
+    def score(
+        self, neural: NDArray[np.floating], talkers: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """Score windows; see `AttentionDecoder.score`."""
+        return self.decoder_.score(neural, talkers)
 
 
 def make_decoder(kind: str, settings: Mapping[str, Any] | None = None) -> decoders.AttentionDecoder:
@@ -284,6 +359,7 @@ def decode(
     kind: str = "reconstruction",
     settings: Mapping[str, Any] | None = None,
     *,
+    responsive: Mapping[str, Any] | None = None,
     lengths: Sequence[float] = (1, 2, 5, 10, 20, 40),
     split: str = "trial",
     n_folds: int | None = None,
@@ -299,6 +375,9 @@ def decode(
         to its longest good stretch.
     kind, settings
         The decoder; see `make_decoder`.
+    responsive : mapping, optional
+        Choose responsive channels within the training trials of each split: parameters of
+        `ResponsiveDecoder`, may be empty. Default: all channels.
     lengths : sequence of float
         Lengths of windows, s; those longer than every trial are left out.
     split : {"trial", "stimulus"}
@@ -355,6 +434,8 @@ def decode(
     else:
         raise ConfigError(f"split is {split!r}; expected 'trial' or 'stimulus'.")
     decoder = make_decoder(kind, settings)
+    if responsive is not None:
+        decoder = ResponsiveDecoder(decoder, **responsive)
     scores = decoders.cross_validate(decoder, trials, usable, splits=splits, allow_leak=repeated)
     curve = accuracy_curve(scores, seed=seed)
     subject = trials[0].subject

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import xarray as xr
 
-from brainalign.auditory.experiment import decode, make_decoder, prepare, simulate_listening
+from brainalign.auditory.experiment import (
+    ResponsiveDecoder,
+    decode,
+    make_decoder,
+    prepare,
+    simulate_listening,
+)
 from brainalign.auditory.sections import PUBLISHED, attention_section, section_from_decoded
+from brainalign.auditory.trials import listening_trials
 from brainalign.cli import _parser, main
 from brainalign.config import read_config, validate_config, workflow_root
 from brainalign.data.schema import validate
@@ -78,6 +87,20 @@ def test_the_oracle_and_a_forward_model(decoded):
     assert forward["channel_r"].values[:4].min() > 0.3 > np.abs(forward["channel_r"][4:]).max()
     peak = forward["lag"].values[forward["trf"].values[:4, 0].argmax(axis=1)]
     assert ((peak > 0.02) & (peak < 0.2)).all()
+
+
+def test_responsive_channels_are_chosen_within_the_training_trials(listened):
+    trials = listening_trials(*listened)
+    fitted = ResponsiveDecoder(make_decoder("reconstruction", {"alphas": 100.0}), max_lag=0.3)
+    fitted.fit(trials[:5])
+    assert fitted.selector_.get_support().tolist() == [True] * 4 + [False] * 2
+    assert fitted.decoder_.n_channels_ == 4
+    own = fitted.score_windows(trials[5:], 5.0)["score"]
+    # What the other channels hold does not count.
+    changed = replace(trials[5], neural=trials[5].neural * [1, 1, 1, 1, 9, 9])
+    np.testing.assert_array_equal(fitted.score_windows([changed], 5.0)["score"], own)
+    found = decode(*listened, "forward", responsive={"max_lag": 0.3}, lengths=(10,), repeated=True)
+    assert found["accuracy"].values[0] > found["chance_high"].values[0] and "trf" not in found
 
 
 def test_bad_samples_take_no_part(listened):
@@ -222,12 +245,8 @@ def test_a_study_is_planned_whole(tmp_path):
         env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"},
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
-    planned = [
-        line.strip().split(" 2> ")[0]
-        for line in (finished.stdout + finished.stderr).splitlines()
-        if line.strip().startswith("brainalign aad-")
-    ]
-    commands = [_parser().parse_args(shlex.split(line)[1:]) for line in planned]
+    planned = re.findall(r"brainalign (aad-\S+ .*?) 2> ", finished.stdout + finished.stderr)
+    commands = [_parser().parse_args(shlex.split(line)) for line in planned]
     # 16 subjects, 3 decoders, one section.
     counts = Counter(args.command for args in commands)
     assert counts == {"aad-prepare": 16, "aad-decode": 48, "aad-section": 1}
