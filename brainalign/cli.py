@@ -529,6 +529,37 @@ def _channel(args: argparse.Namespace) -> int:
     return 0
 
 
+def _aad_accuracy(args: argparse.Namespace) -> int:
+    from brainalign.auditory.results import METRICS, accuracy_records
+
+    records = accuracy_records(
+        args.files, level=args.level, n_bootstrap=args.bootstraps, seed=args.seed
+    )
+    print(json.dumps({"unit": "percent", "metrics": METRICS, "results": records}, indent=1))
+    return 0
+
+
+def _trf(args: argparse.Namespace) -> int:
+    from brainalign.auditory.trf import ALPHAS, read_recordings, trf_record
+
+    trials = read_recordings(
+        args.files, args.target, recording=args.recording, sampling_rate=args.rate
+    )
+    record = trf_record(
+        trials,
+        args.target,
+        split=args.split,
+        n_folds=args.folds,
+        tmin=args.delays[0],
+        tmax=args.delays[1],
+        alphas=args.alphas or ALPHAS,
+        n_shifts=args.shifts,
+        allow_leak=args.allow_leak,
+    )
+    print(json.dumps(record, indent=1))
+    return 0
+
+
 def _thresholds(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
@@ -631,6 +662,80 @@ def _evaluate_parametric(args: argparse.Namespace) -> Any:
     return parametric.section_from_folder(args.data, seed=args.seed)
 
 
+def _aad_prepare(args: argparse.Namespace) -> int:
+    from brainalign.auditory import experiment
+    from brainalign.data import studies
+    from brainalign.data.store import atomic_dir, provenance, write
+
+    _use_data_home(args.data)
+    parameters = dict(args.parameters)
+    if args.study == "listener":
+        sounds = parameters.pop("sounds", None)
+        if sounds is None:
+            raise ConfigError("The listener needs the parameter 'sounds': the name of a study.")
+        ours = {"sounds", "subject", "spaces", "rate", "seed", "listener"}
+        settings = parameters.pop("listener", {})
+        _check_parameters(experiment.simulate_listening, parameters, ours)
+        responses, features = experiment.simulate_listening(
+            studies.get(sounds).load().extras["sounds"],
+            subject=args.subject, spaces=args.spaces, rate=args.rate, seed=args.seed,
+            **parameters, **settings,
+        )  # fmt: skip
+    else:
+        ready = {k: parameters.pop(k, None) for k in ("preprocessing", "sound_rate")}
+        module = studies.get(args.study)
+        _check_parameters(module.load, parameters, {"subjects"})
+        responses, features = experiment.prepare(
+            module.load(subjects=[args.subject], **parameters),
+            args.subject,
+            spaces=args.spaces,
+            rate=args.rate,
+            **ready,
+        )
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    about = provenance(config=record, seed=args.seed)
+    with atomic_dir(args.out, overwrite=True) as made:
+        write(responses, made / "responses.zarr", "responses", provenance=about)
+        write(features, made / "features.zarr", "features", provenance=about)
+    return 0
+
+
+def _aad_decode(args: argparse.Namespace) -> int:
+    from brainalign.auditory.experiment import decode
+    from brainalign.data.store import provenance, read, write
+
+    found = decode(
+        read(args.recording / "responses.zarr", "responses"),
+        read(args.recording / "features.zarr", "features"),
+        args.decoder,
+        args.settings,
+        responsive=args.responsive,
+        lengths=args.lengths,
+        split=args.split,
+        n_folds=args.folds,
+        repeated=args.repeated,
+        seed=args.seed,
+    )
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write(found, args.out, None, provenance=provenance(config=record, seed=args.seed))
+    return 0
+
+
+def _aad_section(args: argparse.Namespace) -> int:
+    from brainalign.auditory.sections import section_from_decoded
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+
+    section = section_from_decoded(
+        args.decoded, study=args.study, titles=args.decoders, seed=args.seed
+    )
+    section.id = args.id or section.id
+    section.title = args.title or section.title
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write_section(section, args.out, provenance=provenance(config=record, seed=args.seed))
+    return 0
+
+
 _ANALYSES: dict[str, Callable[[argparse.Namespace], Any]] = {
     "encoding": _evaluate_encoding,
     "rsa": _evaluate_rsa,
@@ -725,6 +830,39 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--subjects", nargs="+")
     p.add_argument("--parameters", type=json.loads, default={}, help="of the loader, as JSON")
+
+    p = command("aad-prepare", _aad_prepare, "recording and talkers of a listener, for decoders")
+    p.add_argument("study", help="name of a study of listening, or listener to simulate one")
+    p.add_argument("--subject", required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--data", type=Path, help="folder for studies; default: the cache folder")
+    p.add_argument("--parameters", type=json.loads, default={}, help="of the loader, as JSON")
+    p.add_argument("--spaces", nargs="+", default=["envelope"], help="features of each talker")
+    p.add_argument("--rate", type=float, default=64.0, help="Hz of recording and features")
+
+    p = command("aad-decode", _aad_decode, "decode who is attended, in trials that are left out")
+    p.add_argument("recording", type=Path, help="output of `aad-prepare`")
+    p.add_argument("--out", type=Path, required=True, help="NetCDF file")
+    p.add_argument("--decoder", default="reconstruction", help="kind of decoder")
+    p.add_argument("--settings", type=json.loads, default={}, help="of the decoder, as JSON")
+    p.add_argument(
+        "--lengths", type=float, nargs="+", default=[1, 2, 5, 10, 20, 40], help="of windows, s"
+    )
+    p.add_argument(
+        "--responsive", type=json.loads,
+        help="choose responsive channels in the training trials: settings, as JSON",
+    )  # fmt: skip
+    p.add_argument("--split", choices=("trial", "stimulus"), default="trial")
+    p.add_argument("--folds", type=int, help="in place of single trials or stimuli")
+    p.add_argument("--repeated", action="store_true", help="training and test may share sound")
+
+    p = command("aad-section", _aad_section, "describe decoded attention for the report")
+    p.add_argument("decoded", type=Path, nargs="+", help="outputs of `aad-decode`")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--id")
+    p.add_argument("--title")
+    p.add_argument("--study", default="", help="for what is published of it")
+    p.add_argument("--decoders", type=json.loads, help="their titles, as JSON")
 
     p = command("scenes", _scenes, "render scenes of people, bodies, places, words, food, objects")
     p.add_argument("--out", type=Path, required=True)
@@ -945,6 +1083,30 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guess", type=float, help="share right by chance; default 1 / categories")
     p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     p.add_argument("--bootstraps", type=int, default=400, help="for the intervals of thresholds")
+
+    p = command("aad-accuracy", _aad_accuracy, "attention decoding's accuracy from result files")
+    p.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help=".mat with correlations, .csv"
+    )
+    p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
+    p.add_argument("--bootstraps", type=int, default=1000, help="draws of trials; 0: no intervals")
+
+    p = command("trf", _trf, "fit and score temporal response functions and stimulus decoders")
+    p.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".npz, a trial each")
+    p.add_argument("--target", default="envelope", help="array of the feature that was heard")
+    p.add_argument("--recording", help="array of the recording; default: the only other one")
+    p.add_argument("--rate", type=float, default=64.0, help="Hz, where a file does not say")
+    p.add_argument("--split", choices=("time", "trial"), default="time", help="what is held out")
+    p.add_argument("--folds", type=int, default=5)
+    p.add_argument(
+        "--delays", type=float, nargs=2, metavar=("FIRST", "LAST"), default=[0.0, 0.4],
+        help="of the recording after the sound, seconds",
+    )  # fmt: skip
+    p.add_argument("--alphas", type=float, nargs="+", help="penalties; default: 0.1 to 1e6")
+    p.add_argument("--shifts", type=int, default=9, help="shifted stimuli that tell chance")
+    p.add_argument(
+        "--allow-leak", action="store_true", help="hold out trials that share their stimulus"
+    )
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")

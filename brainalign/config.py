@@ -11,6 +11,8 @@ from typing import Any
 from brainalign.errors import ConfigError, near
 
 __all__ = [
+    "LISTENING",
+    "UNFETCHED",
     "joint_models",
     "read_config",
     "sweep_models",
@@ -18,6 +20,11 @@ __all__ = [
     "validate_config",
     "workflow_root",
 ]
+
+
+#: Loaders that fetch nothing, and those of people who listen.
+UNFETCHED = ("simulated", "bids")
+LISTENING = ("listener", "biesmans2016", "fuglsang2017")
 
 
 def workflow_root() -> Path:
@@ -110,7 +117,7 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     _fill(completed, schema, schema)
     for name, study in completed["studies"].items():
         study.setdefault("title", name)
-        if study["optional"] and study["loader"] in ("simulated", "bids"):
+        if study["optional"] and study["loader"] in UNFETCHED:
             raise ConfigError(
                 f"The study {name!r} is optional, but loader {study['loader']!r} fetches nothing.",
                 "Remove optional: true.",
@@ -158,6 +165,7 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
             )
         if "delays" in study and not study["delays"][0] <= study["delays"][1]:
             raise ConfigError(f"The delays of {name!r} must be first and last, in seconds.")
+    _check_listening(completed)
     if "attention_sweep" in completed:
         _check_sweep(completed)
     for method in ("synthesis", "captioning"):
@@ -168,6 +176,37 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if "captioning" in completed:
         _check_captioning(completed)
     return completed
+
+
+def _check_listening(config: dict[str, Any]) -> None:
+    """Refuse attention studies that cannot be decoded; fill in the titles of decoders."""
+    for name, study in config["studies"].items():
+        listens = study["loader"] in LISTENING
+        if listens != ("attention" in study["analyses"]) or (
+            listens and len(study["analyses"]) > 1
+        ):
+            raise ConfigError(
+                f"The study {name!r} has the loader {study['loader']!r} and the analyses "
+                f"{', '.join(study['analyses'])}.",
+                f"The analysis attention is for the loaders {', '.join(LISTENING)}, and the only "
+                "one for them.",
+            )
+        if not listens:
+            continue
+        if "listening" not in config:
+            raise ConfigError(
+                f"The study {name!r} has the analysis attention, but there is no key listening.",
+                "Name the decoders there.",
+            )
+        if "subjects" not in study:
+            raise ConfigError(f"The study {name!r} needs its subjects by name.")
+        if study["loader"] == "listener" and "sounds" not in study["parameters"]:
+            raise ConfigError(
+                f"The study {name!r} needs parameters.sounds: a study with a clip of each talker, "
+                "such as panayotov2015."
+            )
+    for key, decoder in config.get("listening", {}).get("decoders", {}).items():
+        decoder.setdefault("title", key)
 
 
 def _known(name: str | None, known: Mapping[str, Any], where: str, group: str) -> None:

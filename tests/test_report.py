@@ -316,6 +316,27 @@ def test_many_points_are_thinned_and_the_csv_keeps_all():
     assert "9,000" in drawn.note and len(frame(figure)) == 9000
 
 
+def test_a_scatter_is_coloured_by_its_values_within_an_outline():
+    data = xr.Dataset(
+        {
+            "x": ("observation", [0.0, 1, 2]),
+            "y": ("observation", [0.0, 1, 0]),
+            "value": ("observation", [0.1, 0.4, 0.2]),
+            "label": ("observation", ["Fz", "<b>Cz", "Pz"]),
+        }
+    )
+    data["value"].attrs = {"long_name": "correlation"}
+    outline = {"x": [0, 2, 0], "y": [0, 2, 0]}
+    drawn = draw(_figure("scatter", data, outlines=[outline], equal_axes=True), "p")
+    line, points = drawn.spec["data"]
+    assert line["x"] == [0, 2, 0] and line["hoverinfo"] == "skip"
+    marker = points["marker"]
+    assert np.asarray(marker["color"]).tolist() == [0.1, 0.4, 0.2]
+    assert (marker["cmin"], marker["cmax"]) == (0, 0.4) and marker["showscale"]
+    assert "0.4" in points["customdata"][1] and "<b>Cz" not in points["customdata"][1][4:]
+    assert drawn.spec["layout"]["yaxis"]["scaleanchor"] == "x"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

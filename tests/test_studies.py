@@ -17,7 +17,15 @@ from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 from brainalign.data import studies
 from brainalign.data.fetch import RemoteFile
 from brainalign.data.schema import validate
-from brainalign.data.studies import Study, geirhos2021, haxby2001, kay2017, kriegeskorte2008
+from brainalign.data.studies import (
+    Study,
+    choudhari2024,
+    geirhos2021,
+    haxby2001,
+    kay2017,
+    kriegeskorte2008,
+    panayotov2015,
+)
 from brainalign.errors import (
     ChecksumError,
     ConfigError,
@@ -42,10 +50,15 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 def test_names_and_near_names():
     assert studies.names() == [
         "allen2022",
+        "biesmans2016",
+        "choudhari2024",
+        "fuglsang2017",
         "geirhos2021",
         "haxby2001",
         "kay2017",
         "kriegeskorte2008",
+        "panayotov2015",
+        "zada2025",
     ]
     assert studies.get("kay2017") is kay2017
     with pytest.raises(UnknownNameError, match="Did you mean 'haxby2001'"):
@@ -68,10 +81,12 @@ def test_constants(name):
 @pytest.mark.parametrize(
     ("module", "n_files", "n_bytes"),
     [
+        (choudhari2024, 15, 8_529_054),
         (geirhos2021, 93, 8_287_146),
         (kay2017, 233, 10_524_361),
         (kriegeskorte2008, 5, 5_145_240),
         (haxby2001, 164, 3_932_639),
+        (panayotov2015, 6, 241_594),
     ],
 )
 def test_registries(module, n_files, n_bytes):

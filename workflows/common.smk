@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 
-from brainalign.config import sweep_models, synthesis_targets
+from brainalign.config import UNFETCHED, sweep_models, synthesis_targets
 
 STUDIES = config["studies"]
 SWEEP = sweep_models(config)
@@ -33,6 +33,8 @@ DEFAULT_RESOURCES = {
     "judge": {"mem_mb": 12000, "runtime": 60, "threads": 4, "gpu": 1, "disk_mb": 500},
     "library": {"mem_mb": 16000, "runtime": 2880, "threads": 8, "gpu": 1, "disk_mb": 25000},
     "caption": {"mem_mb": 16000, "runtime": 1440, "threads": 4, "gpu": 1, "disk_mb": 1000},
+    "listening": {"mem_mb": 8000, "runtime": 120, "threads": 1, "disk_mb": 500},
+    "attend": {"mem_mb": 8000, "runtime": 240, "threads": 2, "disk_mb": 10},
     "small_models": {"mem_mb": 4000, "runtime": 240, "threads": 2, "disk_mb": 500},
     "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1, "disk_mb": 100},
     "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 2, "disk_mb": 10},

@@ -9,7 +9,8 @@ checkpoint fetch:
     benchmark:
         OUT + "/benchmarks/fetch/{study}.tsv"
     params:
-        loader=lambda w: STUDIES[w.study]["loader"],
+        # Of a simulated listener, the sounds.
+        loader=lambda w: STUDIES[w.study]["parameters"].get("sounds", STUDIES[w.study]["loader"]),
         options=lambda w: options(
             data=config["data"],
             mirror=os.environ.get("BRAINALIGN_MIRROR"),

@@ -18,7 +18,7 @@ rule report:
     input:
         sections=sections,
         studies=[f"{OUT}/studies/{s}/fetched.json" for s in STUDIES
-                 if STUDIES[s]["loader"] not in ("simulated", "bids")],
+                 if STUDIES[s]["loader"] not in UNFETCHED],
         models=[f"{OUT}/models/{m}.json" for m in config["models"]],
         config=workflow.configfiles[0],
     output:

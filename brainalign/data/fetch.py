@@ -2,13 +2,14 @@
 
 A file is looked for in this order: in the target folder, in the mirror, at its upstream address.
 The mirror is a folder or an ``http(s)`` URL with one folder per study, as `BRAINALIGN_MIRROR` names
-it. Whatever the source, a file gets its final name only after its sha256 was checked.
+it. Whatever the source, a file gets its final name only after its hash was checked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from brainalign.errors import ChecksumError, ConfigError, UnavailableError
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["RemoteFile", "fetch_files", "mirror_folder", "verify_files"]
+__all__ = ["RemoteFile", "fetch_files", "mirror_address", "mirror_folder", "verify_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class RemoteFile(NamedTuple):
     Attributes
     ----------
     sha256 : str
-        Hash of the file's bytes, hexadecimal.
+        SHA-256 of the file's bytes, hexadecimal; or ``md5:`` and the MD5, where an archive
+        publishes nothing else.
     url : str
         Upstream address.
     bytes : int
@@ -136,7 +138,7 @@ def fetch_files(
             raise ConfigError(f"Registry of {study}: {name!r} is not a path inside the folder.")
     folder = Path(folder).expanduser().absolute()
     paths = [folder / name for name in files]
-    local, mirror_url = _mirror(mirror)
+    local, mirror_url = mirror_address(mirror)
 
     if not (missing := _missing(files, folder)):
         return paths
@@ -210,14 +212,15 @@ def verify_files(
             raise UnavailableError(f"{study}: {_some(absent)} missing in {folder}.", remedy)
         raise ChecksumError(
             f"{study}: the bytes of {_some(bad)} in {folder} are not the published ones "
-            f"(expected sha256 {chosen[bad[0]].sha256}, got {sha256_file(folder / bad[0])}).",
+            f"(expected sha256 {chosen[bad[0]].sha256}, "
+            f"got {_hash(folder / bad[0], chosen[bad[0]])}).",
             remedy,
         )
 
 
 def mirror_folder() -> Path | None:
     """Return the folder that `BRAINALIGN_MIRROR` names, or None if it names none or a URL."""
-    folder, _ = _mirror(None)
+    folder, _ = mirror_address(None)
     return folder if folder is not None and folder.is_dir() else None
 
 
@@ -225,7 +228,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _mirror(mirror: str | os.PathLike[str] | None) -> tuple[Path | None, str | None]:
+def mirror_address(mirror: str | os.PathLike[str] | None) -> tuple[Path | None, str | None]:
+    """Return the folder and the URL of a mirror, by default `BRAINALIGN_MIRROR`; one is None."""
     named = os.environ.get("BRAINALIGN_MIRROR", "") if mirror is None else os.fspath(mirror)
     if not named:
         return None, None
@@ -256,8 +260,16 @@ def _good(path: Path, name: str, entry: RemoteFile, stamps: Mapping[str, list[An
         return False
     return (
         stamps.get(name) == [entry.sha256, stat.st_size, stat.st_mtime_ns]
-        or sha256_file(path) == entry.sha256
+        or _hash(path, entry) == entry.sha256
     )
+
+
+def _hash(path: Path, entry: RemoteFile) -> str:
+    """Return the hash of a file, of the kind that is promised."""
+    if not entry.sha256.startswith("md5:"):
+        return sha256_file(path)
+    with open(path, "rb") as handle:
+        return "md5:" + hashlib.file_digest(handle, "md5").hexdigest()
 
 
 def _read_stamps(folder: Path) -> dict[str, list[Any]]:
@@ -352,7 +364,7 @@ def _link(source: Path, target: Path, entry: RemoteFile) -> str | None:
             except OSError:
                 require_disk(target.parent, entry.bytes)
                 shutil.copyfile(source, temporary)
-        if (found := sha256_file(temporary)) != entry.sha256:
+        if (found := _hash(temporary, entry)) != entry.sha256:
             return f"wrong bytes (sha256 {found[:12]}…, {entry.sha256[:12]}… expected)"
         os.replace(temporary, target)
     except OSError as error:
@@ -443,7 +455,8 @@ def _download_all(
 def _part(path: Path, entry: RemoteFile) -> Path:
     # Named by the promised content: any source may finish what another began, and a new version
     # starts anew.
-    return path.with_name(f".{path.name}.{entry.sha256[:16]}.part")
+    promised = entry.sha256.replace(":", "-")[:16]
+    return path.with_name(f".{path.name}.{promised}.part")
 
 
 def _from_url(
@@ -452,9 +465,8 @@ def _from_url(
     """Download one file from one address through pooch; return why not, or None."""
     import pooch
 
-    cache = pooch.create(
-        path=folder, base_url="", registry={name: f"sha256:{entry.sha256}"}, urls={name: url}
-    )
+    promised = entry.sha256 if ":" in entry.sha256 else f"sha256:{entry.sha256}"
+    cache = pooch.create(path=folder, base_url="", registry={name: promised}, urls={name: url})
     for whole in (False, True):
         if whole:
             logger.info("%s: the resumed file has a wrong sha256; fetching it whole.", url)

@@ -340,7 +340,33 @@ def _draw_scatter(figure: Figure) -> Drawn:
         note = f"Drawn: a random {_MAX_POINTS:,} of {finite.size:,} points; the CSV has all."
         finite = np.sort(np.random.default_rng(0).choice(finite, _MAX_POINTS, replace=False))
     names = list(dict.fromkeys(groups[finite].tolist()))
-    traces: list[dict[str, Any]] = []
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": list(map(float, line["x"])),
+            "y": list(map(float, line["y"])),
+            "line": {"color": "$muted", "width": 1.4},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        for line in figure.options.get("outlines", [])
+    ]
+    coloured: dict[str, Any] = {}
+    value = _values(ds, "value") if "value" in ds.variables else None
+    if value is not None:
+        hint = _hint(figure, ds["value"].attrs, "sequential")
+        low, high = colour_limits(value, hint, {**ds["value"].attrs, **figure.options}, trim=0.0)
+        coloured = {
+            "cmin": low,
+            "cmax": high,
+            "colorscale": colourscale(hint),
+            "colorbar": {
+                "title": {"text": plot_text(_label(ds, "value")), "side": "right"},
+                "thickness": 12,
+                "outlinewidth": 0,
+            },
+        }
     if figure.options.get("identity_line") and finite.size:
         ends = [
             float(max(x[finite].min(), y[finite].min())),
@@ -374,18 +400,29 @@ def _draw_scatter(figure: Figure) -> Drawn:
                     "size": 4 if dense else 8,
                     "symbol": _SYMBOLS[s % len(_SYMBOLS)],
                     "line": {"color": "$paper", "width": 0 if dense else 0.8},
+                }
+                if value is None
+                else {
+                    "color": value[chosen],
+                    **coloured,
+                    "showscale": s == 0,
+                    "size": 6 if dense else 13,
+                    "symbol": _SYMBOLS[s % len(_SYMBOLS)],
+                    "line": {"color": "$text", "width": 0 if dense else 0.6},
                 },
                 "customdata": [
                     "<br>".join(
                         p
                         for p in (
-                            f"<b>{lab}</b>" if lab else "",
+                            f"<b>{labels[i]}</b>" if labels[i] else "",
                             name,
-                            f"{format_number(a)}, {format_number(b)}",
+                            f"{format_number(x[i])}, {format_number(y[i])}"
+                            if value is None
+                            else format_number(value[i]),
                         )
                         if p
                     )
-                    for lab, a, b in zip(labels[chosen], x[chosen], y[chosen], strict=True)
+                    for i in chosen.tolist()
                 ],
                 "hovertemplate": "%{customdata}<extra></extra>",
             }
@@ -395,7 +432,11 @@ def _draw_scatter(figure: Figure) -> Drawn:
         "yaxis": _axis(str(figure.options.get("y_label") or _label(ds, "y", "y"))),
     }
     layout["legend"] = {"itemsizing": "constant"}
-    return Drawn(_plot(traces, layout, 420), frame(figure), note=note)
+    square = bool(figure.options.get("equal_axes", False))
+    if square:
+        layout["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}
+        layout["xaxis"]["constrain"] = "domain"
+    return Drawn(_plot(traces, layout, 420, square=square), frame(figure), note=note)
 
 
 def _draw_cells(figure: Figure) -> Drawn:

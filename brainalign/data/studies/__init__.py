@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, resources
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from brainalign.data.fetch import RemoteFile, fetch_files, verify_files
-from brainalign.errors import BrainalignError, UnavailableError, UnknownNameError, near
+from brainalign.errors import (
+    BrainalignError,
+    SchemaError,
+    UnavailableError,
+    UnknownNameError,
+    near,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from brainalign.data.stimuli import StimulusSet
 
 __all__ = [
+    "LazyMapping",
     "Study",
     "cached_stimuli",
     "check_agreement",
@@ -34,12 +41,53 @@ __all__ = [
     "names",
     "open_study",
     "read_registry",
+    "read_struct",
     "references",
 ]
 
 logger = logging.getLogger(__name__)
 
-_NAMES = ("allen2022", "geirhos2021", "haxby2001", "kay2017", "kriegeskorte2008")
+_NAMES = (
+    "allen2022",
+    "biesmans2016",
+    "choudhari2024",
+    "fuglsang2017",
+    "geirhos2021",
+    "haxby2001",
+    "kay2017",
+    "kriegeskorte2008",
+    "panayotov2015",
+    "zada2025",
+)
+
+
+class LazyMapping(Mapping[str, Any]):
+    """Values by name, such as a subject's responses, made each time they are asked for.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The keys.
+    read : callable
+        Takes a key and makes its value.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], Any]) -> None:
+        self._names, self._read = list(names), read
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass
@@ -108,6 +156,32 @@ def read_registry(name: str) -> dict[str, RemoteFile]:
         file, path, size, sha256 = row.split("\t")
         registry[file] = RemoteFile(sha256, base + (path or file), int(size))
     return registry
+
+
+def read_struct(file: str | os.PathLike[str] | BinaryIO, name: str) -> Any:
+    """Read one variable of a MATLAB file; structs become objects with their fields as attributes.
+
+    Raises
+    ------
+    UnavailableError
+        There is no such file.
+    SchemaError
+        It is of another format, or has no such variable.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if isinstance(file, str | os.PathLike) and not Path(file).is_file():
+        raise UnavailableError(f"There is no file {file}.")
+    where = getattr(file, "name", file)
+    try:
+        # What else the file holds is not looked at.
+        found = loadmat(file, variable_names=[name], squeeze_me=True, struct_as_record=False)
+    except (MatReadError, NotImplementedError, ValueError, TypeError) as error:
+        raise SchemaError(f"{where} is not a MATLAB file of version 5 to 7: {error}.") from error
+    if name not in found:
+        raise SchemaError(f"{where} holds no variable {name!r}.")
+    return found[name]
 
 
 def references(module: ModuleType) -> dict[str, str]:

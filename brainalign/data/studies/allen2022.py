@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from brainalign.data.fetch import RemoteFile, mirror_folder
 from brainalign.data.schema import validate
 from brainalign.data.stimuli import StimulusSet, index_hdf5
 from brainalign.data.store import read, require_disk, sha256_of, write
-from brainalign.data.studies import Study, check_agreement, data_home
+from brainalign.data.studies import LazyMapping, Study, check_agreement, data_home
 from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError, near
 
 __all__ = [
@@ -275,7 +275,7 @@ def load(
 
     surfaces = {f"surface_{s}": _surface(root, s) for s in chosen}
     extras = {name: ds for name, ds in surfaces.items() if ds is not None}
-    return Study("allen2022", responses=_Subjects(chosen, of), stimuli=stimuli, extras=extras)
+    return Study("allen2022", responses=LazyMapping(chosen, of), stimuli=stimuli, extras=extras)
 
 
 def stimulus_ids(nsd_id: ArrayLike) -> list[str]:
@@ -358,27 +358,6 @@ def zscore_sessions(values: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.
         y /= y.std(axis=0)
     y[:, bad] = np.nan
     return y.astype(np.float32), bad
-
-
-class _Subjects(Mapping[str, xr.Dataset]):
-    """Responses by subject, read when they are asked for."""
-
-    def __init__(self, names: Sequence[str], read: Any) -> None:
-        self._names, self._read = list(names), read
-
-    def __getitem__(self, name: str) -> xr.Dataset:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class _Design:

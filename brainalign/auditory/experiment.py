@@ -1,0 +1,486 @@
+"""Experiments on attention from end to end: recordings made ready, decoders compared, results kept.
+
+What is ready are two artefacts of one subject, in the same samples: ``responses`` (time, neuroid)
+with the coordinates ``run`` (a trial) and ``attended`` (the talker's number) on time, and
+``features`` (time, feature) with ``talker`` and ``space`` on feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from brainalign.auditory import decoders
+from brainalign.auditory.evaluation import accuracy_curve, mesd
+from brainalign.auditory.listener import SimulatedListener, switching, talker_streams
+from brainalign.auditory.preprocessing import ResponsiveChannels, preprocess
+from brainalign.auditory.sound import resample, talker_features
+from brainalign.auditory.trials import ListeningTrial, content_groups, listening_trials
+from brainalign.data.schema import validate
+from brainalign.data.sounds import read_sound
+from brainalign.data.splits import Split, by_group
+from brainalign.data.studies import Study
+from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+
+__all__ = [
+    "DECODERS",
+    "ResponsiveDecoder",
+    "decode",
+    "make_decoder",
+    "prepare",
+    "simulate_listening",
+]
+
+#: Decoders by the name that a configuration gives them.
+DECODERS: Mapping[str, type[decoders.AttentionDecoder]] = {
+    "reconstruction": decoders.StimulusReconstruction,
+    "forward": decoders.ForwardResponse,
+    "cca": decoders.CanonicalCorrelation,
+    "cluster": decoders.TalkerCluster,
+    "oracle": decoders.Oracle,
+}
+
+#: Where simulated electrodes lie (mm, MNI): those that hear, and those that do not.
+_HEARING, _DEAF, _SPREAD = (-62.0, -22.0, 6.0), (-48.0, 22.0, 24.0), 12.0
+
+
+class ResponsiveDecoder(decoders.AttentionDecoder):
+    """A decoder that sees only channels which follow the attended talker in the trials of its fit.
+
+    Parameters
+    ----------
+    decoder : AttentionDecoder
+        A clone is fitted to the channels that are kept.
+    space : str
+        Feature space that channels must follow; the mean of its features.
+    max_lag : float
+        Longest delay, s.
+    rate : float
+        False discovery rate.
+    at_least : int
+        Channels that are kept if fewer pass.
+
+    Attributes
+    ----------
+    selector_ : ResponsiveChannels
+    decoder_ : AttentionDecoder
+    """
+
+    def __init__(
+        self,
+        decoder: decoders.AttentionDecoder | None = None,
+        *,
+        space: str = "envelope",
+        max_lag: float = 0.5,
+        rate: float = 0.05,
+        at_least: int = 1,
+    ) -> None:
+        self.decoder = decoder
+        self.space = space
+        self.max_lag = max_lag
+        self.rate = rate
+        self.at_least = at_least
+
+    def _fit(self, trials: list[ListeningTrial]) -> None:
+        self.selector_ = ResponsiveChannels(
+            self.sampling_rate_, max_lag=self.max_lag, rate=self.rate, at_least=self.at_least
+        ).fit(
+            [t.neural for t in trials],
+            [t.attended_features(self.space).mean(axis=1) for t in trials],
+        )
+        inner = decoders.StimulusReconstruction() if self.decoder is None else clone(self.decoder)
+        self.decoder_ = inner.fit([self._kept(t) for t in trials])
+
+    def _kept(self, trial: ListeningTrial) -> ListeningTrial:
+        return replace(trial, neural=self.selector_.transform(trial.neural))
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Samples before and after a sample that its projection needs."""
+        return self.decoder_.reach
+
+    def project(self, trial: ListeningTrial) -> decoders.Projection:
+        """Return what the decoder makes of the kept channels."""
+        return self.decoder_.project(self._kept(trial))
+
+    def score(
+        self, neural: NDArray[np.floating], talkers: NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """Score windows; see `AttentionDecoder.score`."""
+        return self.decoder_.score(neural, talkers)
+
+
+def make_decoder(kind: str, settings: Mapping[str, Any] | None = None) -> decoders.AttentionDecoder:
+    """Return a decoder by name.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `DECODERS`.
+    settings : mapping, optional
+        Its parameters.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError
+        There is no such decoder, or it takes no such parameter.
+    """
+    if kind not in DECODERS:
+        raise UnknownNameError(
+            f"There is no decoder {kind!r}.{near(kind, DECODERS)}", f"Known: {', '.join(DECODERS)}."
+        )
+    made = DECODERS[kind]()
+    known = made.get_params()
+    wrong = [name for name in settings or {} if name not in known]
+    if wrong:
+        raise ConfigError(
+            f"The decoder {kind!r} takes no parameter {wrong[0]!r}.{near(wrong[0], known)}",
+            f"It takes {', '.join(known) or 'none'}.",
+        )
+    return made.set_params(**dict(settings or {}))
+
+
+def prepare(
+    study: Study,
+    subject: str,
+    *,
+    spaces: Sequence[str] = ("envelope",),
+    rate: float = 64.0,
+    preprocessing: Mapping[str, Any] | None = None,
+    sound_rate: float | None = None,
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Make a subject's recording and the features of its talkers ready for decoders.
+
+    Parameters
+    ----------
+    study : Study
+        One of listening: ``extras`` hold ``features``, or the ``talkers``' sounds, by subject.
+    subject : str
+        A key of its responses.
+    spaces : sequence of str
+        Feature spaces of the sounds; see `brainalign.auditory.sound.SPACES`. A study that gives
+        features instead of sounds has the spaces that it has.
+    rate : float
+        Hz.
+    preprocessing : mapping, optional
+        Parameters of `brainalign.auditory.preprocessing.preprocess`, without `rate_out`. Default:
+        the recording as it is, which must then have that rate.
+    sound_rate : float, optional
+        Hz that sounds are brought to before features are made of them, which saves time: 8 kHz hold
+        all bands of the envelope. Default: as they are.
+
+    Returns
+    -------
+    responses, features : Dataset
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such subject, or no such space.
+    SchemaError
+        If the study says nothing of its talkers, or rates differ.
+    """
+    if subject not in study.responses:
+        raise UnknownNameError(
+            f"{study.name} has no subject {subject!r}.{near(subject, study.responses)}",
+            f"Subjects: {', '.join(study.responses)}.",
+        )
+    responses = study.responses[subject]
+    if "attended" not in responses.coords:
+        raise SchemaError(f"{study.name} does not say who is attended.")
+    if preprocessing is not None:
+        responses = preprocess(responses, rate_out=rate, **preprocessing)
+    made = float(responses.attrs["sampling_rate"])
+    if made != rate:
+        raise SchemaError(
+            f"The recording is at {made} Hz and the features are wanted at {rate} Hz.",
+            "Give preprocessing, which brings the recording to that rate.",
+        )
+    run = responses["run"].values
+    lengths = [int((run == r).sum()) for r in dict.fromkeys(run.tolist())]
+    if "features" in study.extras:
+        features = study.extras["features"][subject]
+        missing = [s for s in spaces if s not in features["space"].values]
+        if missing:
+            raise UnknownNameError(
+                f"{study.name} gives no features {missing[0]!r}, and no sounds to make them from.",
+                f"It gives {', '.join(np.unique(features['space'].values))}.",
+            )
+        keep = np.isin(features["space"].values, spaces)
+        return responses, features.isel(feature=np.flatnonzero(keep))
+    if "talkers" not in study.extras:
+        raise SchemaError(f"{study.name} has neither sounds nor features of its talkers.")
+    talkers = study.extras["talkers"][subject]
+    if sound_rate is not None:
+        talkers = [[(resample(x, r, sound_rate), sound_rate) for x, r in t] for t in talkers]
+    features = talker_features(talkers, spaces, rate, n_times=lengths)
+    # Trials are numbered as in the recording.
+    return responses, features.assign_coords(run=("time", run))
+
+
+def simulate_listening(
+    sounds: Mapping[str, str | Path],
+    *,
+    subject: str = "sim1",
+    trials: int = 20,
+    seconds: float = 60.0,
+    spaces: Sequence[str] = ("envelope",),
+    rate: float = 64.0,
+    electrodes: int = 24,
+    deaf: int = 8,
+    sound_rate: float = 8000.0,
+    switch_every: float | None = None,
+    seed: int = 0,
+    **listener: Any,
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Let a simulated subject listen to two talkers at once.
+
+    In each trial two of the talkers speak, and one of them is attended, in turn the first and the
+    second, or by turns within the trial.
+
+    Parameters
+    ----------
+    sounds : mapping of str to path
+        A clip of each talker, at least two.
+    subject : str
+        Name; another subject has other response functions and other noise.
+    trials : int
+        Number of trials.
+    seconds : float
+        Length of a trial.
+    spaces : sequence of str
+        Feature spaces; the listener responds to its own `space`, one of them.
+    rate : float
+        Hz.
+    electrodes, deaf : int
+        Electrodes that respond (around the left superior temporal gyrus), and that hold noise only
+        (frontal).
+    sound_rate : float
+        Hz of the sounds that features are made from; speech is below 4 kHz.
+    switch_every : float, optional
+        Seconds between switches of attention.
+    seed : int
+        Of everything random.
+    **listener
+        Parameters of `brainalign.auditory.listener.SimulatedListener`.
+
+    Returns
+    -------
+    responses, features : Dataset
+        As from `prepare`; ``hears`` (neuroid) tells which electrodes respond.
+
+    Raises
+    ------
+    ConfigError
+        With fewer than two talkers or two trials.
+    """
+    if len(sounds) < 2 or trials < 2:
+        raise ConfigError(
+            f"{len(sounds)} talkers and {trials} trials; expected at least 2 of each."
+        )
+    names = list(sounds)
+    clips = {name: resample(*read_sound(path), sound_rate) for name, path in sounds.items()}
+    own = int.from_bytes(subject.encode(), "big") % 2**32
+    rng = np.random.default_rng([seed, own])
+    n_samples = round(seconds * sound_rate)
+    heard, pairs = [], []
+    for _ in range(trials):
+        pair = rng.choice(len(names), 2, replace=False)
+        streams = talker_streams(
+            [[clips[names[i]]] for i in pair], n_samples, seed=int(rng.integers(2**31))
+        )
+        heard.append([(s, sound_rate) for s in streams])
+        pairs.append([names[i] for i in pair])
+    features = talker_features(heard, spaces, rate)
+    run = features["run"].values
+    settings = {"sampling_rate": rate, "seed": int(rng.integers(2**31)), **listener}
+    hearing = SimulatedListener(electrodes, **settings)
+    silent = SimulatedListener(max(1, deaf), **{**settings, "snr_db": -300.0})
+    space, talker = features["space"].values, features["talker"].values
+    neural, attended = [], []
+    for k in range(trials):
+        rows = run == k
+        values = features["features"].values[rows]
+        spoken = {
+            s: np.stack([values[:, (space == s) & (talker == t)] for t in (0, 1)]) for s in spaces
+        }
+        who: NDArray[np.int64] | int = k % 2
+        if switch_every is not None:
+            who = switching(int(rows.sum()), rate, switch_every, first=k % 2)
+        listened = [
+            x.listen(spoken, who, name=f"{k}", subject=f"{subject}{label}")
+            for x, label in ((hearing, ""), (silent, " deaf"))
+        ]
+        neural.append(np.concatenate([listened[0].neural, listened[1].neural[:, :deaf]], axis=1))
+        attended.append(listened[0].attended)
+    n = electrodes + deaf
+    xyz = np.concatenate(
+        [
+            _HEARING + _SPREAD * rng.normal(size=(electrodes, 3)) * [0.2, 1, 0.6],
+            _DEAF + _SPREAD * rng.normal(size=(deaf, 3)) * [0.2, 1, 0.6],
+        ]
+    )
+    stimulus = np.array(["+".join(p) for p in pairs])
+    responses = xr.Dataset(
+        {"responses": (("time", "neuroid"), np.concatenate(neural).astype(np.float32))},
+        coords={
+            "run": ("time", run),
+            "session": ("time", np.zeros_like(run)),
+            "attended": ("time", np.concatenate(attended)),
+            "talkers": ("time", stimulus[run]),
+            "subject": subject,
+            "neuroid_id": ("neuroid", [f"E{i + 1:03d}" for i in range(n)]),
+            "electrode": ("neuroid", [f"E{i + 1:03d}" for i in range(n)]),
+            "roi": ("neuroid", ["STG"] * electrodes + [""] * deaf),
+            "hemisphere": ("neuroid", ["L"] * n),
+            "hears": ("neuroid", np.arange(n) < electrodes),
+            **{a: ("neuroid", xyz[:, i], {"units": "mm"}) for i, a in enumerate("xyz")},
+        },
+        attrs={
+            "sampling_rate": float(rate),
+            "units": "arbitrary",
+            "subject": subject,
+            "space": "MNI152 (simulated)",
+        },
+    )
+    return validate(responses, "responses"), features
+
+
+def decode(
+    responses: xr.Dataset,
+    features: xr.Dataset,
+    kind: str = "reconstruction",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    responsive: Mapping[str, Any] | None = None,
+    lengths: Sequence[float] = (1, 2, 5, 10, 20, 40),
+    split: str = "trial",
+    n_folds: int | None = None,
+    repeated: bool = False,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Decode attention of one subject from trials that were left out.
+
+    Parameters
+    ----------
+    responses, features : Dataset
+        From `prepare` or `simulate_listening`. Samples marked ``bad`` take no part: a trial is cut
+        to its longest good stretch.
+    kind, settings
+        The decoder; see `make_decoder`.
+    responsive : mapping, optional
+        Choose responsive channels within the training trials of each split: parameters of
+        `ResponsiveDecoder`, may be empty. Default: all channels.
+    lengths : sequence of float
+        Lengths of windows, s; those longer than every trial are left out.
+    split : {"trial", "stimulus"}
+        Leave out one trial at a time, or all trials of one stimulus (`stimulus_id` of the
+        responses, else shared content).
+    n_folds : int, optional
+        Folds of about as many trials or stimuli, in place of single ones.
+    repeated : bool
+        Accept that training and test trials share sound; it is logged.
+    seed : int
+        Of folds and intervals.
+
+    Returns
+    -------
+    Dataset
+        ``accuracy``, ``low``, ``high``, ``chance_low``, ``chance_high``, ``n_windows``,
+        ``n_trials`` over length (s); ``score`` (window, talker) with ``window_length``, ``start``,
+        ``trial``, ``attended``; ``attrs``: ``mesd`` (s), ``decoder``, ``subject``. Of a forward
+        model fitted to all trials also ``trf`` (neuroid, feature, lag), with ``lag`` in s, and
+        ``channel_r`` (neuroid), its cross-validated correlation, ``space`` (feature), and the
+        places of the neuroids.
+
+    Raises
+    ------
+    LeakError
+        If a stimulus is on both sides of a split and `repeated` is not set.
+    ConfigError
+        For a `split` that is not known, or windows that no trial can hold.
+    """
+    trials = listening_trials(responses, features)
+    if "bad" in responses.coords:
+        run = responses["run"].values
+        bad = responses["bad"].values.astype(bool)
+        trials = [
+            t.cut(*_longest_good(bad[run == r]))
+            for t, r in zip(trials, dict.fromkeys(run.tolist()), strict=True)
+        ]
+    longest = max(len(t.neural) for t in trials) / trials[0].sampling_rate
+    usable = [x for x in lengths if x <= longest]
+    if not usable:
+        raise ConfigError(
+            f"The longest trial has {longest:.1f} s, shorter than all windows: {list(lengths)} s."
+        )
+    splits: list[Split] = []
+    if split == "trial":
+        splits = decoders.make_splits(trials, n_folds=n_folds, seed=seed)
+    elif split == "stimulus":
+        group = content_groups(trials)
+        if "stimulus_id" in responses.coords:
+            run = responses["run"].values
+            first = [int(np.flatnonzero(run == r)[0]) for r in dict.fromkeys(run.tolist())]
+            group = responses["stimulus_id"].values[first].astype(str)
+        splits = by_group(group, n_folds or len(np.unique(group)), seed)
+    else:
+        raise ConfigError(f"split is {split!r}; expected 'trial' or 'stimulus'.")
+    decoder = make_decoder(kind, settings)
+    if responsive is not None:
+        decoder = ResponsiveDecoder(decoder, **responsive)
+    scores = decoders.cross_validate(decoder, trials, usable, splits=splits, allow_leak=repeated)
+    curve = accuracy_curve(scores, seed=seed)
+    subject = trials[0].subject
+    names = {"length": "window_length"}
+    found = xr.merge(
+        [curve, scores.rename(names).drop_vars("subject")], combine_attrs="drop", compat="equals"
+    )
+    found["trial"] = found["trial"].astype(str)
+    found.attrs = {
+        "decoder": kind,
+        "subject": subject,
+        "level": float(curve.attrs["level"]),
+        "mesd": float(mesd(curve["length"].values, curve["accuracy"].values).duration),
+        "sampling_rate": float(trials[0].sampling_rate),
+        "n_channels": int(trials[0].neural.shape[1]),
+        "space": str(responses.attrs.get("space", "")),
+    }
+    if isinstance(decoder, decoders.ForwardResponse):
+        sizes = {name: trials[0].space(name).shape[2] for name in decoder.spaces}
+        found = found.merge(_response_functions(decoder.fit(trials), responses, sizes))
+    return found
+
+
+def _response_functions(
+    fitted: decoders.ForwardResponse, responses: xr.Dataset, sizes: Mapping[str, int]
+) -> xr.Dataset:
+    keep = ["neuroid_id", "roi", "hemisphere", "x", "y", "z", "band", "hears"]
+    return xr.Dataset(
+        {
+            "trf": (("neuroid", "feature", "lag"), np.asarray(fitted.model_.coef_)),
+            "channel_r": ("neuroid", np.asarray(fitted.model_.best_score_)),
+        },
+        coords={
+            "lag": ("lag", np.asarray(fitted.model_.times_), {"units": "s"}),
+            "space": ("feature", np.repeat(list(sizes), list(sizes.values()))),
+            **{c: responses[c].variable for c in keep if c in responses.coords},
+        },
+    )
+
+
+def _longest_good(bad: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return start and stop of the longest stretch without a bad sample."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], bad, [True]]).astype(np.int8)))
+    if not len(edges):
+        raise SchemaError("A trial has no good sample.")
+    starts, stops = edges[::2], edges[1::2]
+    best = int(np.argmax(stops - starts))
+    return int(starts[best]), int(stops[best])

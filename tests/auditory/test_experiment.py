@@ -1,0 +1,278 @@
+"""Attention from recordings to the report: a simulated listener, decoders, section, workflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import xarray as xr
+
+from brainalign.auditory.experiment import (
+    ResponsiveDecoder,
+    decode,
+    make_decoder,
+    prepare,
+    simulate_listening,
+)
+from brainalign.auditory.sections import PUBLISHED, attention_section, section_from_decoded
+from brainalign.auditory.trials import listening_trials
+from brainalign.cli import _parser, main
+from brainalign.config import read_config, validate_config, workflow_root
+from brainalign.data.schema import validate
+from brainalign.data.section import read_section, write_section
+from brainalign.data.store import read
+from brainalign.data.studies import Study
+from brainalign.errors import ConfigError, SchemaError, UnknownNameError
+
+RATE = 32.0
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Noise with the slow modulation of speech, a clip of each of three talkers."""
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    paths = {}
+    for name in ("a", "b", "c"):
+        slow = np.repeat(rng.random(60) ** 2, 500)
+        paths[name] = folder / f"{name}.wav"
+        soundfile.write(paths[name], 0.1 * slow * rng.normal(size=30_000), 2000)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def listened(clips):
+    return simulate_listening(
+        clips, trials=6, seconds=20, rate=RATE, electrodes=4, deaf=2, sound_rate=2000.0,
+        unattended=0.2, snr_db=-3,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def decoded(listened):
+    return {
+        kind: decode(*listened, kind, lengths=(1, 5, 10, 60), repeated=True)
+        for kind in ("forward", "oracle")
+    }
+
+
+def test_the_simulated_listener(listened):
+    responses, features = listened
+    validate(responses, "responses")
+    validate(features, "features")
+    assert responses.sizes == {"time": 3840, "neuroid": 6}
+    assert responses["attended"].values[[0, 640, 1280]].tolist() == [0, 1, 0]
+    assert responses["hears"].values.tolist() == [True] * 4 + [False] * 2
+    assert np.array_equal(responses["run"], features["run"])
+    assert (responses["x"] < -30).all()
+    with pytest.raises(ConfigError, match="at least 2 of each"):
+        simulate_listening({"a": "a.wav"})
+
+
+def test_the_oracle_and_a_forward_model(decoded):
+    oracle, forward = decoded["oracle"], decoded["forward"]
+    # No trial holds a window of 60 s.
+    assert oracle["length"].values.tolist() == [1, 5, 10]
+    assert oracle["accuracy"].values.tolist() == [1, 1, 1]
+    assert oracle["n_windows"].values.tolist() == [120, 24, 12]
+    assert forward["accuracy"].values[-1] > forward["chance_high"].values[-1]
+    # What was simulated is found: who hears, and when.
+    assert forward["channel_r"].values[:4].min() > 0.3 > np.abs(forward["channel_r"][4:]).max()
+    peak = forward["lag"].values[forward["trf"].values[:4, 0].argmax(axis=1)]
+    assert ((peak > 0.02) & (peak < 0.2)).all()
+
+
+def test_responsive_channels_are_chosen_within_the_training_trials(listened):
+    trials = listening_trials(*listened)
+    fitted = ResponsiveDecoder(make_decoder("reconstruction", {"alphas": 100.0}), max_lag=0.3)
+    fitted.fit(trials[:5])
+    assert fitted.selector_.get_support().tolist() == [True] * 4 + [False] * 2
+    assert fitted.decoder_.n_channels_ == 4
+    own = fitted.score_windows(trials[5:], 5.0)["score"]
+    # What the other channels hold does not count.
+    changed = replace(trials[5], neural=trials[5].neural * [1, 1, 1, 1, 9, 9])
+    np.testing.assert_array_equal(fitted.score_windows([changed], 5.0)["score"], own)
+    found = decode(*listened, "forward", responsive={"max_lag": 0.3}, lengths=(10,), repeated=True)
+    assert found["accuracy"].values[0] > found["chance_high"].values[0] and "trf" not in found
+
+
+def test_bad_samples_take_no_part(listened):
+    responses, features = listened
+    bad = np.zeros(responses.sizes["time"], dtype=bool)
+    bad[100:120] = True
+    found = decode(
+        responses.assign_coords(bad=("time", bad)), features, "oracle", lengths=(1,), repeated=True
+    )
+    # Of the first trial the 520 good samples after the mark are left.
+    assert np.sum(found["trial"] == "0") == 16 and np.sum(found["trial"] == "1") == 20
+
+
+def test_stimuli_can_be_left_out_together(listened):
+    responses, features = listened
+    pair = np.array(["p", "q", "r"])[responses["run"].values % 3]
+    found = decode(
+        responses.assign_coords(stimulus_id=("time", pair)), features, "oracle", lengths=(5,),
+        split="stimulus", repeated=True,
+    )  # fmt: skip
+    assert found["n_trials"].values.tolist() == [6]
+    with pytest.raises(ConfigError, match="'trial' or 'stimulus'"):
+        decode(responses, features, "oracle", split="run")
+    with pytest.raises(ConfigError, match="shorter than all windows"):
+        decode(responses, features, "oracle", lengths=(30,))
+
+
+def test_names_of_decoders():
+    assert make_decoder("reconstruction", {"tmax": 0.25}).tmax == 0.25
+    with pytest.raises(UnknownNameError, match="Did you mean 'forward'"):
+        make_decoder("forwards")
+    with pytest.raises(ConfigError, match="no parameter 'tmx'.*'tmax'"):
+        make_decoder("cca", {"tmx": 1})
+
+
+def test_a_study_is_made_ready(listened):
+    responses, features = listened
+    study = Study("s", responses={"s1": responses}, extras={"features": {"s1": features}})
+    ready, spoken = prepare(study, "s1", rate=RATE)
+    assert ready is responses and spoken.sizes == features.sizes
+    with pytest.raises(UnknownNameError, match="no features 'mel'"):
+        prepare(study, "s1", rate=RATE, spaces=["mel"])
+    with pytest.raises(SchemaError, match=r"at 32\.0 Hz and the features are wanted at 64\.0 Hz"):
+        prepare(study, "s1")
+    with pytest.raises(UnknownNameError, match="no subject 's2'"):
+        prepare(study, "s2")
+    silent = Study("s", responses={"s1": responses})
+    with pytest.raises(SchemaError, match="neither sounds nor features"):
+        prepare(silent, "s1", rate=RATE)
+    rng = np.random.default_rng(0)
+    sounds = [[(rng.normal(size=2000 * 21), 2000.0) for _ in range(2)] for _ in range(6)]
+    study = Study("s", responses={"s1": responses}, extras={"talkers": {"s1": sounds}})
+    whole = prepare(study, "s1", rate=RATE)[1]
+    assert whole.sizes == {"time": 3840, "feature": 2}
+    lower = prepare(study, "s1", rate=RATE, sound_rate=1600.0)[1]
+    r = [np.corrcoef(whole["features"][:, k], lower["features"][:, k])[0, 1] for k in (0, 1)]
+    assert min(r) > 0.9
+
+
+def test_section(decoded, tmp_path):
+    for subject in ("s1", "s2"):
+        for kind, ds in decoded.items():
+            path = tmp_path / subject / f"{kind}.nc"
+            path.parent.mkdir(exist_ok=True)
+            ds.assign_attrs(subject=subject).to_netcdf(path)
+    paths = sorted(tmp_path.rglob("*.nc"))
+    section = section_from_decoded(paths, titles={"forward": "forward model"})
+    ids = [f.id for f in section.figures]
+    assert ids == [
+        "accuracy", "accuracy-forward", "accuracy-oracle", "switches", "responses-forward",
+        "map-forward-s1-left", "map-forward-s2-left",
+    ]  # fmt: skip
+    curve = section.figures[0].data
+    assert curve["series"].values.tolist() == ["forward model", "oracle", "guessing"]
+    np.testing.assert_allclose(
+        curve["value"].sel(series="forward model"), decoded["forward"]["accuracy"]
+    )
+    written = read_section(write_section(section, tmp_path / "section"))
+    assert written.summary[1].value == 1 and "[@geirnaert2020]" in written.methods
+    xr.Dataset({"a": 1}).to_netcdf(tmp_path / "else.nc")
+    with pytest.raises(SchemaError, match="no decoded attention"):
+        section_from_decoded([tmp_path / "else.nc"])
+
+
+def test_published_means_stand_beside(decoded):
+    ds = decoded["oracle"].assign_attrs(decoder="reconstruction", space="head")
+    section = attention_section({"linear": {"S1": ds}}, study="fuglsang2017")
+    curve = section.figures[0].data
+    shown = curve["value"].sel(series="linear, published mean")
+    known = PUBLISHED["fuglsang2017"]["reconstruction"]["accuracy"]
+    assert shown.values.tolist() == [known[1], known[5], known[10]]
+    assert section.summary[0].reference == "published mean 0.746"
+    assert section.figures[1].options["reference_lines"][0]["value"] == 12.2
+
+
+def test_maps_of_a_scalp(decoded):
+    ds = decoded["forward"].assign_attrs(space="head")
+    ds = ds.assign_coords(
+        {a: ("neuroid", v) for a, v in zip("xyz", np.eye(3, 6) * 95, strict=True)}
+    )
+    ds = ds.assign_coords(z=("neuroid", [0.0, 0, 95, np.nan, np.nan, np.nan]))
+    view = attention_section({"forward": {"S1": ds}}).figures[-1]
+    assert view.id == "map-forward-S1-from-above"
+    # The right ear, the nose, and the top of the head.
+    np.testing.assert_allclose(view.data["x"], [1, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(view.data["y"], [0, 1, 0], atol=1e-9)
+
+
+def test_commands(listened, tmp_path, mirror, monkeypatch):
+    monkeypatch.setenv("BRAINALIGN_DATA", str(mirror))
+    folder, parameters = tmp_path / "sim1", (
+        '{"sounds": "panayotov2015", "trials": 3, "seconds": 6, "electrodes": 2, "deaf": 1,'
+        ' "sound_rate": 2000, "listener": {"snr_db": 0}}'
+    )  # fmt: skip
+    assert main(["aad-prepare", "listener", "--subject", "sim1", "--out", str(folder),
+                 "--parameters", parameters, "--rate", "32"]) == 0  # fmt: skip
+    assert read(folder / "responses.zarr", "responses").sizes == {"time": 576, "neuroid": 3}
+    out = tmp_path / "oracle.nc"
+    assert main(["aad-decode", str(folder), "--out", str(out), "--decoder", "oracle",
+                 "--lengths", "1", "2", "--repeated"]) == 0  # fmt: skip
+    assert read(out)["accuracy"].values.tolist() == [1, 1]
+    assert main(["aad-section", str(out), "--out", str(tmp_path / "section")]) == 0
+    assert read_section(tmp_path / "section").facts["Listeners"] == "1"
+
+
+@pytest.mark.parametrize("name", ["aad_simulated", "aad_dtu", "aad_kul"])
+def test_configurations(name):
+    config = read_config(workflow_root() / "configs" / f"{name}.yaml")
+    (study,) = config["studies"].values()
+    assert study["analyses"] == ["attention"]
+    for decoder in config["listening"]["decoders"].values():
+        make_decoder(decoder["kind"], decoder["settings"])
+
+
+def test_a_study_is_planned_whole(tmp_path):
+    pytest.importorskip("snakemake")
+    root = workflow_root()
+    finished = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
+         "--configfile", str(root / "configs" / "aad_kul.yaml")],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    planned = re.findall(r"brainalign (aad-\S+ .*?) 2> ", finished.stdout + finished.stderr)
+    commands = [_parser().parse_args(shlex.split(line)) for line in planned]
+    # 16 subjects, 3 decoders, one section.
+    counts = Counter(args.command for args in commands)
+    assert counts == {"aad-prepare": 16, "aad-decode": 48, "aad-section": 1}
+    assert {args.split for args in commands if args.command == "aad-decode"} == {"stimulus"}
+    assert commands[0].parameters["preprocessing"]["bands"] == [[1, 9]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"analyses": ["encoding"]}, "attention is for the loaders"),
+        ({"loader": "kay2017"}, "attention is for the loaders"),
+        ({"subjects": None}, "needs its subjects"),
+        ({"loader": "listener"}, "needs parameters.sounds"),
+    ],
+)
+def test_configurations_that_cannot_be_used(change, says):
+    study = {"loader": "biesmans2016", "analyses": ["attention"], "subjects": ["S1"]} | change
+    study = {k: v for k, v in study.items() if v is not None}
+    config = {
+        "title": "t", "question": "q", "output": "o", "models": {}, "studies": {"s": study},
+        "listening": {"decoders": {"linear": {"kind": "reconstruction"}}},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=says):
+        validate_config(config)
+    del config["listening"]
+    with pytest.raises(ConfigError, match="no key listening"):
+        validate_config(config | {"studies": {"s": {
+            "loader": "biesmans2016", "analyses": ["attention"], "subjects": ["S1"]}}})  # fmt: skip
