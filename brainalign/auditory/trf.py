@@ -136,8 +136,9 @@ def held_out(
     Forward, :math:`\hat y_c(t) = b_c + \sum_{f,l} w_{cfl}\, x_f(t - l)`; backward,
     :math:`\hat x_f(t) = b_f + \sum_{c,l} w_{fcl}\, y_c(t + l)`. A shifted stimulus keeps its pace
     and its statistics, and has lost its relation to the recording: what a model fitted to it
-    reaches is chance. Data are standardised, and penalties chosen by three blocks of time, within
-    the training samples of each fold.
+    reaches is chance. Stimuli are standardised over the training samples of all trials, recordings
+    over those of each trial, whose gain may differ (over all samples of a trial that is held out
+    whole); penalties are chosen by three blocks of time within the training samples.
 
     Parameters
     ----------
@@ -169,7 +170,7 @@ def held_out(
     scores, penalties = [], []
     for fold in roles:
         train = [role == TRAIN for role in fold]
-        y = _standardised(neural, train)
+        y = _standardised_each(neural, train)
         x = [_standardised([s[v] for s in stimuli], train) for v in range(n_variants)]
         # A decoder sees one recording, whatever is decoded: the variants are its targets.
         if direction == "backward":
@@ -209,6 +210,13 @@ def _standardised(
     mean, sd = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
     sd = np.where(sd > 0, sd, 1.0)
     return [((a - mean) / sd).astype(np.float32) for a in arrays]
+
+
+def _standardised_each(
+    arrays: Sequence[NDArray[np.float32]], train: Sequence[NDArray[np.bool_]]
+) -> list[NDArray[np.float32]]:
+    rows = [t if t.any() else np.ones_like(t) for t in train]
+    return [_standardised([a], [t])[0] for a, t in zip(arrays, rows, strict=True)]
 
 
 def _spanned(
@@ -361,7 +369,7 @@ def trf_record(
     }
     everything = [np.ones(n, dtype=bool) for n in lengths]
     x = _standardised([t.attended_features(target).astype(np.float32) for t in trials], everything)
-    y = _standardised([t.neural.astype(np.float32) for t in trials], everything)
+    y = _standardised_each([t.neural.astype(np.float32) for t in trials], everything)
     model = LaggedRidge(
         tmin, tmax, rate, alphas=alphas, cv=TimeBlocks(n_folds), metric="r",
         alpha_per_target=False, device="cpu",
