@@ -16,7 +16,9 @@ pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 
-from brainalign.small_models import classifier, diffusion  # noqa: E402
+from brainalign.features import load_model  # noqa: E402
+from brainalign.features.models import shipped_folder  # noqa: E402
+from brainalign.small_models import classifier, clip, diffusion  # noqa: E402
 from brainalign.small_models.clip import WEIGHTS  # noqa: E402
 from brainalign.small_models.scenes import CATEGORIES  # noqa: E402
 
@@ -109,3 +111,15 @@ def test_classifier_training_goes_on_to_the_same_weights(tmp_path):
         classifier.train_classifier(tmp_path / "more", **{**JUDGED, "n_scenes": 8})
     with pytest.raises(ConfigError, match="trained on"):
         classifier.measure(resumed, n=6, seed=0)
+
+
+def test_shipped_judges_know_scenes_that_nobody_learnt_from():
+    folder = shipped_folder("small-classifier")
+    found = classifier.measure(folder, n=240, seed=40_000)
+    assert found["correct"] > 0.97 and found["correct_soft"] > 0.95, found
+    assert min(found["by_category"].values()) > 0.9, found["by_category"]
+    named = clip.measure(shipped_folder("small-judge"), n=180, seed=40_000)
+    assert named["category"]["correct"] > 0.7, named["by_category"]
+    judge, guide = load_model("small-judge", device="cpu"), load_model("small-clip", device="cpu")
+    assert type(judge.module.visual) is not type(guide.module.visual)
+    assert judge.weights_sha256 != guide.weights_sha256

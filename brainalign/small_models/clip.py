@@ -242,7 +242,7 @@ def train_clip(
         _write_model(model, tokenizer, settings, made)
         count = sum(p.numel() for p in model.parameters())
         measured = measure(made, n=n_measure)
-        card = model_card(measured, settings, count)
+        card = model_card(out_folder.name.replace("_", "-"), measured, settings, count)
         (made / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         record = {"settings": settings, "parameters": count, "measured": measured}
         (made / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -466,7 +466,9 @@ model = load_model("open_clip:local-dir:FOLDER", trained_attention="{attention}"
     )
 
 
-def model_card(measured: dict[str, Any], settings: dict[str, Any], n_parameters: int) -> str:
+def model_card(
+    name: str, measured: dict[str, Any], settings: dict[str, Any], n_parameters: int
+) -> str:
     """Return the text of ``MODEL_CARD.md``: what the model is, how it was made, how good it is."""
     rows = {
         "category": 'one of six, "a picture of food"',
@@ -477,14 +479,14 @@ def model_card(measured: dict[str, Any], settings: dict[str, Any], n_parameters:
         "retrieval": "the own full caption among 100",
     }
     table = "\n".join(
-        f"| {name} | {text} | {100 * measured[name]['correct']:.1f} % | "
-        f"{100 * measured[name]['chance']:.1f} % | {measured[name]['n']} |"
-        for name, text in rows.items()
+        f"| {task} | {text} | {100 * measured[task]['correct']:.1f} % | "
+        f"{100 * measured[task]['chance']:.1f} % | {measured[task]['n']} |"
+        for task, text in rows.items()
     )
     each = ", ".join(f"{c} {100 * v:.1f} %" for c, v in measured["by_category"].items())
     architecture, loading = _described(settings["tower"], settings["attention"])
     prompts = ", ".join(f'"a picture of {p}" ({c})' for c, p in PROMPTS.items())
-    return f"""# small-clip
+    return f"""# {name}
 
 A very small CLIP ({n_parameters / 1e6:.2f} million parameters, stored as float16) for machines
 without a network, tests and demonstrations. It is an ordinary open_clip model: {architecture},
