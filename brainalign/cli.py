@@ -404,6 +404,7 @@ def _judge(args: argparse.Namespace) -> int:
 
 
 def _dive_section(args: argparse.Namespace) -> int:
+    from brainalign.captioning import region_nouns
     from brainalign.data.section import write_section
     from brainalign.data.store import provenance
     from brainalign.synthesis.sections import section_from_folders
@@ -414,6 +415,11 @@ def _dive_section(args: argparse.Namespace) -> int:
         natural=args.natural,
         cluster_of={n: p["cluster_of"] for n, p in args.panels.items() if "cluster_of" in p},
         expected={n: p["expected"] for n, p in args.panels.items() if "expected" in p},
+        words={
+            n: region_nouns(p["captions"], p["roi"])
+            for n, p in args.panels.items()
+            if "captions" in p
+        },
     )
     write_section(section, args.out, provenance=provenance(config=args.panels))
     return 0
@@ -999,7 +1005,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command("dive-section", _dive_section, "turn judged images into a section of the report")
     p.add_argument(
         "--panels", type=json.loads, required=True,
-        help="judged, generated, cluster_of and expected of each, as JSON",
+        help="judged, generated, cluster_of, expected, captions and roi of each, as JSON",
     )  # fmt: skip
     p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
     p.add_argument("--out", type=Path, required=True)

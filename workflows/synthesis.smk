@@ -164,6 +164,14 @@ rule judge:
         " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
 
 
+def captioned(subject):
+    """Captions of the same encoder's voxels, where the configuration has them."""
+    same = all(CAPTIONING.get(k) == SYNTHESIS[k] for k in ("study", "model"))
+    if same and subject in CAPTIONING["subjects"]:
+        return f"{OUT}/captioning/captions/{subject}.zarr"
+    return ""
+
+
 def panels():
     """What the section shows of each target."""
     found = {}
@@ -177,6 +185,8 @@ def panels():
                 panel["cluster_of"] = f"{subject}, {what['roi']}"
             if "prefers" in what:
                 panel["expected"] = what["prefers"]
+            if "roi" in what and captioned(subject):
+                panel |= {"captions": captioned(subject), "roi": what["roi"]}
             found[f"{subject}, {target}"] = panel
     return found
 
@@ -186,6 +196,7 @@ rule synthesis_section:
         stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
         images=[folder for p in panels().values() for folder in p["generated"].values()],
         judged=[p["judged"] for p in panels().values()],
+        captions=sorted({p["captions"] for p in panels().values() if "captions" in p}),
     output:
         section=directory(OUT + "/sections/synthesis"),
     log:

@@ -32,6 +32,7 @@ _HOME = {
     "predict_texts": "captions",
     "preferred_category": "words",
     "project": "projection",
+    "region_nouns": "captions",
     "section_from_captions": "sections",
     "top_nouns": "words",
     "voxel_table": "captions",

@@ -24,12 +24,13 @@ from brainalign.captioning.projection import (
     embedding_weights,
     project,
 )
-from brainalign.captioning.words import Tagger, nouns
+from brainalign.captioning.words import Tagger, nouns, top_nouns
 from brainalign.data.schema import validate
 from brainalign.data.store import provenance, read, write
 from brainalign.encoding.align import feature_matrix, neuroid_coords
 from brainalign.encoding.model import predict, sources_of
 from brainalign.encoding.result import read_result
+from brainalign.encoding.rois import roi_members
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 from brainalign.features import load_model
 from brainalign.features.layers import OUTPUT
@@ -405,8 +406,6 @@ def caption_result(
     ConfigError
         If no voxel is left.
     """
-    from brainalign.encoding.rois import roi_members
-
     out = Path(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Pass overwrite=True to replace it.")
@@ -475,6 +474,32 @@ def _held_out(path: str | Path, layer: str, ids: Sequence[str] | None) -> xr.Dat
     if len(keep) != len(set(ids)):
         raise SchemaError(f"{path} has {len(keep)} of the {len(set(ids))} images asked for.")
     return features.isel(stimulus=keep)
+
+
+def region_nouns(
+    captions: str | Path, roi: str, *, top: int = 5, tagger: Tagger | None = None
+) -> dict[str, float]:
+    """Return the nouns that captions on disk name most in one region, with their shares.
+
+    Parameters
+    ----------
+    captions : path
+        Of `caption_result`.
+    roi : str
+        A region of `brainalign.encoding.roi_members`; one without a captioned voxel has no nouns.
+    top : int
+        How many.
+    tagger : callable, optional
+        See `nouns`.
+    """
+    ds = read(captions, "captions")
+    members = roi_members(ds)
+    if roi not in members:
+        return {}
+    found = top_nouns(ds, {roi: members[roi]}, top=top, tagger=tagger)
+    share = found["share"].sel(roi=roi)
+    order = np.argsort(found["rank"].sel(roi=roi).values, kind="stable")[:top]
+    return {str(found["noun"].values[i]): float(share.values[i]) for i in order}
 
 
 def voxel_table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,15 @@ class Panel:
         Images by the name of their set, from the first rank on (`read_kept`).
     cluster_of : str
         Name of the panel that this one is a cluster of, ``""`` for none.
+    words : mapping of str to float
+        What captions of the region's voxels name, with the share of captions that do.
     """
 
     name: str
     judged: xr.Dataset
     generated: Mapping[str, StimulusSet]
     cluster_of: str = ""
+    words: Mapping[str, float] = field(default_factory=dict)
 
 
 def section_from_folders(
@@ -52,6 +55,7 @@ def section_from_folders(
     natural: str | Path,
     cluster_of: Mapping[str, str] | None = None,
     expected: Mapping[str, str] | None = None,
+    words: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Section:
     """Describe what `judge` and `dive` wrote.
 
@@ -63,7 +67,7 @@ def section_from_folders(
         By target and set, the folders that were judged.
     natural : path
         Folder of the natural stimuli.
-    cluster_of, expected
+    cluster_of, expected, words
         See `Panel` and `dive_section`.
     """
     made = [
@@ -72,6 +76,7 @@ def section_from_folders(
             read(path),
             {k: read_kept(folder) for k, folder in generated[name].items()},
             (cluster_of or {}).get(name, ""),
+            (words or {}).get(name, {}),
         )
         for name, path in panels.items()
     ]
@@ -159,17 +164,26 @@ def _images(id: str, panel: Panel, natural: StimulusSet) -> Figure:
         title=f"{panel.name}: natural and generated images",
         caption="The natural images with the highest activation predicted by the judging encoder, "
         "and the first images of each way to make them, with the label they were given. Look for "
-        "what the generated images share that the natural ones share only in part.",
+        "what the generated images share that the natural ones share only in part." + _said(panel),
         data=xr.Dataset(
             {
                 "filename": ("image", names),
                 "label": ("image", labels),
                 "group": ("image", groups),
+                "panel": ("image", [panel.name] * len(names)),
                 "value": ("image", values, {"long_name": "predicted activation"}),
             }
         ),
         images=pictures,
     )
+
+
+def _said(panel: Panel) -> str:
+    """Return what captions of the region name, as a sentence of a figure's caption."""
+    if not panel.words:
+        return ""
+    named = ", ".join(f"{noun} ({100 * share:.0f} %)" for noun, share in panel.words.items())
+    return f" Captions of the region's voxels name: {named}."
 
 
 def _activations(id: str, panel: Panel) -> Figure:

@@ -22,6 +22,7 @@ from brainalign.captioning import (
     predict_texts,
     preferred_category,
     project,
+    region_nouns,
     section_from_captions,
     voxel_table,
 )
@@ -302,6 +303,10 @@ def test_results_on_disk_are_captioned_and_described(subject, clip, tmp_path):
     # Hardly a voxel without signal is predicted, so hardly one is captioned.
     assert (captions["roi"].values == "PPA").sum() == EACH
     assert (captions["roi"].values == "NULL").sum() <= 3
+    named = region_nouns(out, "PPA", top=3, tagger=tag)
+    assert len(named) <= 3 and next(iter(named)) in {w for k in ROIS["PPA"] for w in k.split()}
+    assert list(named.values()) == sorted(named.values(), reverse=True) and max(named.values()) <= 1
+    assert region_nouns(out, "MT", tagger=tag) == {}
     section = section_from_captions([out], [tmp_path / "encoded"], tagger=tag)
     ids = [f.id for f in section.figures]
     assert "baseline" in ids and "clusters" in ids
