@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from brainalign.auditory.decoders import check_size, make_splits, windowed_corre
 from brainalign.auditory.trials import ListeningTrial, content_groups
 from brainalign.data.splits import check_leak
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+from brainalign.linear import AlphaEdgeWarning
 from brainalign.linear.lagged import TEST, TRAIN, LaggedRidge, TimeBlocks, delays
 
 __all__ = ["ALPHAS", "HeldOut", "held_out", "read_recordings", "response_peaks", "trf_record"]
@@ -134,8 +136,9 @@ def held_out(
     Forward, :math:`\hat y_c(t) = b_c + \sum_{f,l} w_{cfl}\, x_f(t - l)`; backward,
     :math:`\hat x_f(t) = b_f + \sum_{c,l} w_{fcl}\, y_c(t + l)`. A shifted stimulus keeps its pace
     and its statistics, and has lost its relation to the recording: what a model fitted to it
-    reaches is chance. Data are standardised, and penalties chosen by four blocks of time, within
-    the training samples of each fold.
+    reaches is chance. Stimuli are standardised over the training samples of all trials, recordings
+    over those of each trial, whose gain may differ (over all samples of a trial that is held out
+    whole); penalties are chosen by three blocks of time within the training samples.
 
     Parameters
     ----------
@@ -167,21 +170,24 @@ def held_out(
     scores, penalties = [], []
     for fold in roles:
         train = [role == TRAIN for role in fold]
-        y = _standardised(neural, train)
+        y = _standardised_each(neural, train)
         x = [_standardised([s[v] for s in stimuli], train) for v in range(n_variants)]
         # A decoder sees one recording, whatever is decoded: the variants are its targets.
         if direction == "backward":
             together = [np.concatenate(parts, axis=1) for parts in zip(*x, strict=True)]
-            jobs = [(y, together)]
+            jobs = [(_spanned(y, train), together)]
         else:
             jobs = [(own, y) for own in x]
         r, alpha = [], []
         for source, response in jobs:
             model = LaggedRidge(
-                tmin, tmax, trials[0].sampling_rate, alphas=alphas, cv=TimeBlocks(4),
+                tmin, tmax, trials[0].sampling_rate, alphas=alphas, cv=TimeBlocks(3),
                 direction=direction, metric="r", device="cpu",
             )  # fmt: skip
-            model.fit(source, response, rows=train)
+            with warnings.catch_warnings():
+                # Of stimuli without a relation to the recording, and `alphas` tells of the others.
+                warnings.simplefilter("ignore", AlphaEdgeWarning)
+                model.fit(source, response, rows=train)
             r.append(
                 [
                     windowed_correlation(p[role == TEST], m[role == TEST])
@@ -204,6 +210,26 @@ def _standardised(
     mean, sd = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
     sd = np.where(sd > 0, sd, 1.0)
     return [((a - mean) / sd).astype(np.float32) for a in arrays]
+
+
+def _standardised_each(
+    arrays: Sequence[NDArray[np.float32]], train: Sequence[NDArray[np.bool_]]
+) -> list[NDArray[np.float32]]:
+    rows = [t if t.any() else np.ones_like(t) for t in train]
+    return [_standardised([a], [t])[0] for a, t in zip(arrays, rows, strict=True)]
+
+
+def _spanned(
+    arrays: Sequence[NDArray[np.float32]], train: Sequence[NDArray[np.bool_]]
+) -> list[NDArray[np.float32]]:
+    """Turn channels into the directions that they span: for ridge the same, and of full rank.
+
+    An average reference, or components that were taken out, leave fewer than there are channels.
+    """
+    rows = np.concatenate([a[t] for a, t in zip(arrays, train, strict=True)])
+    values, vectors = np.linalg.eigh(rows.T.astype(np.float64) @ rows)
+    kept = vectors[:, values > 1e-6 * values[-1]].astype(np.float32)
+    return [a @ kept for a in arrays]
 
 
 def response_peaks(
@@ -343,7 +369,7 @@ def trf_record(
     }
     everything = [np.ones(n, dtype=bool) for n in lengths]
     x = _standardised([t.attended_features(target).astype(np.float32) for t in trials], everything)
-    y = _standardised([t.neural.astype(np.float32) for t in trials], everything)
+    y = _standardised_each([t.neural.astype(np.float32) for t in trials], everything)
     model = LaggedRidge(
         tmin, tmax, rate, alphas=alphas, cv=TimeBlocks(n_folds), metric="r",
         alpha_per_target=False, device="cpu",

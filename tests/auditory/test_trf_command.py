@@ -1,0 +1,123 @@
+"""`brainalign trf`: known answers of a real listener, and of simulated ones."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from paced_speech import paced
+
+from brainalign.auditory.listener import SimulatedListener
+from brainalign.auditory.trf import held_out, response_peaks, trf_record
+from brainalign.cli import main
+from brainalign.linear import TimeBlocks
+
+RATE = 64
+
+
+def run(capsys, *words):
+    status = main(["trf", *map(str, words)])
+    captured = capsys.readouterr()
+    return status, json.loads(captured.out) if status == 0 else captured.err
+
+
+@pytest.fixture(scope="module")
+def dtu(mirror):
+    files = sorted((mirror / "dtu_eeg_s1").glob("*.npz"))
+    if not files:
+        pytest.skip("the mirror has no dtu_eeg_s1")
+    return files
+
+
+def test_a_real_listener(dtu, capsys):
+    status, found = run(capsys, *dtu, "--target", "envelope", "--alphas", "1e4")
+    assert status == 0
+    assert (found["n_trials"], found["n_channels"], found["seconds"]) == (10, 64, 500)
+    backward, forward = found["backward"], found["forward"]
+    assert backward["r"] == pytest.approx(0.264, abs=0.005)
+    assert len(backward["r_by_fold"]) == 5 and len(backward["r_by_trial"]) == 10
+    assert backward["null"]["r"] == pytest.approx(0.028, abs=0.01)
+    assert len(backward["null"]["r_by_shift"]) == 9 and backward["p"] == pytest.approx(0.1)
+    assert forward["r"] > 0.03 > max(forward["null"]["r_by_shift"])
+    assert forward["channels_above_all_shifts"] > 32
+    assert all(0 < peak["latency"] < 0.4 for peak in forward["peaks"]) and forward["peaks"]
+
+
+def test_one_envelope_in_all_trials_trips_the_leak_check(dtu, capsys):
+    status, said = run(capsys, *dtu, "--split", "trial")
+    assert status == 2 and "both the train and the test side" in said
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    listener = SimulatedListener(5, RATE, snr_db=-8, latency=(0.1, 0.1), seed=1)
+    rng = np.random.default_rng(0)
+    return [
+        listener.listen({"envelope": paced((1, RATE * 20, 1), rng, RATE)}, name=str(i))
+        for i in range(5)
+    ]
+
+
+@pytest.mark.parametrize("split", ["time", "trial"])
+def test_a_simulated_listener(simulated, split):
+    found = trf_record(simulated, "envelope", split=split, n_shifts=4, alphas=[1e1, 1e3])
+    assert found["leak"] is False and found["trials_with_a_stimulus_of_their_own"] == 5
+    for direction in ("backward", "forward"):
+        part = found[direction]
+        assert part["r"] > 0.25 and max(part["null"]["r_by_shift"]) < 0.12
+        assert abs(part["null"]["r"]) < 0.06 and part["p"] == pytest.approx(0.2)
+    assert found["forward"]["channels_above_all_shifts"] == 5
+    first, second = found["forward"]["peaks"][:2]
+    assert first["latency"] == pytest.approx(0.1, abs=1.5 / RATE) and first["weight"] > 0
+    assert second["latency"] == pytest.approx(0.2, abs=2.5 / RATE) and second["weight"] < 0
+
+
+def test_a_leak_can_be_allowed_and_is_told(simulated):
+    again = [simulated[0], *simulated]
+    found = trf_record(again, "envelope", split="trial", n_shifts=0, alphas=[1e2], allow_leak=True)
+    assert found["leak"] is True and "null" not in found["backward"]
+
+
+def test_what_is_held_out_is_not_seen(simulated):
+    """Held-out samples of the recording that are noise leave nothing to find."""
+    roles = TimeBlocks(4).roles([RATE * 20] * 5, 26, RATE)[:1]
+    rng = np.random.default_rng(0)
+    spoilt = []
+    for trial, role in zip(simulated, roles[0], strict=True):
+        neural = trial.neural.copy()
+        neural[role == 2] = rng.standard_normal((int((role == 2).sum()), 5))
+        spoilt.append(type(trial)(neural, trial.features, trial.attended, RATE, trial.name))
+    for direction in ("backward", "forward"):
+        told = held_out(simulated, "envelope", roles, direction=direction, alphas=[1e2])
+        lost = held_out(spoilt, "envelope", roles, direction=direction, alphas=[1e2])
+        assert told.mean().mean() > 0.25 and abs(lost.mean().mean()) < 0.1
+        assert told.r.shape == (1, 5, 1, 1 if direction == "backward" else 5)
+
+
+def test_peaks():
+    times = np.arange(7) / 10
+    coef = np.array([[9.0, 1, 3, 1, -2, 1, 8], [0, 0, 1, 0, -5, 0, 0]])
+    found = response_peaks(coef, times)
+    assert [(p["latency"], p["channel"], p["weight"]) for p in found] == [(0.2, 0, 3), (0.4, 1, -5)]
+    assert found[1]["power"] == pytest.approx(np.sqrt((4 + 25) / 2))
+    (only,) = response_peaks(np.array([[0.0, 1, 0, 8, 0]]), times[:5])
+    assert only["latency"] == pytest.approx(0.3)
+
+
+def test_files(simulated, tmp_path, capsys):
+    trial = simulated[0]
+    envelope = trial.features["envelope"][0, :, 0]
+    np.savez(tmp_path / "a.npz", eeg=trial.neural, envelope=envelope, fs=RATE / 2)
+    status, found = run(
+        capsys, tmp_path / "a.npz", "--shifts", 0, "--folds", 3, "--delays", 0, 0.2
+    )  # fmt: skip
+    assert status == 0 and found["sampling_rate"] == 32 and found["delays"] == [0, 0.21875]
+    assert "Did you mean 'envelope'" in run(capsys, tmp_path / "a.npz", "--target", "envelop")[1]
+    np.savez(tmp_path / "b.npz", eeg=trial.neural, meg=trial.neural, envelope=envelope)
+    assert "Name the array of the recording" in run(capsys, tmp_path / "b.npz")[1]
+    assert run(capsys, tmp_path / "b.npz", "--recording", "meg", "--shifts", 0)[0] == 0
+    (tmp_path / "c.npz").write_text("no arrays")
+    assert "Give .npz files" in run(capsys, tmp_path / "c.npz")[1]
+    status, said = run(capsys, tmp_path / "a.npz", "--split", "trial")
+    assert status == 2 and "one trial" in said
