@@ -63,6 +63,8 @@ _REFERENCES = {
 #: Subjects whose response functions and maps are drawn, and channels of each.
 _SUBJECTS_DRAWN, _CHANNELS_DRAWN = 4, 2
 _DRAWS = 2000
+#: Fewer listeners than these say nothing of others: intervals are over their trials.
+_FEW = 5
 
 
 def section_from_decoded(
@@ -122,7 +124,11 @@ def attention_section(
     subjects = list(dict.fromkeys(s for by in decoded.values() for s in by))
     figures = [_curves(decoded, names, published, seed)]
     if len(subjects) > 1:
-        figures += [_by_subject(by, key, names[key]) for key, by in decoded.items()]
+        figures += [
+            _by_subject(by, key, names[key])
+            for key, by in decoded.items()
+            if next(iter(by.values())).attrs["decoder"] != "oracle"
+        ]
     figures.append(_switches(decoded, names, published))
     for key, by in decoded.items():
         forward = {s: ds for s, ds in by.items() if "trf" in ds}
@@ -161,17 +167,22 @@ def _all(decoded: Mapping[str, Mapping[str, xr.Dataset]]) -> list[xr.Dataset]:
 def _mean(
     by: Mapping[str, xr.Dataset], lengths: NDArray[np.float64], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean accuracy over subjects with its interval: over subjects, or over trials of one."""
+    """Mean accuracy over subjects, its interval over subjects, or over trials of a few subjects."""
     values = {
         v: np.stack([ds[v].reindex(length=lengths).values for ds in by.values()])
         for v in ("accuracy", "low", "high")
     }
-    if len(by) == 1:
-        return values["accuracy"][0], values["low"][0], values["high"][0]
+    mean = np.nanmean(values["accuracy"], axis=0)
+    if len(by) < _FEW:
+        below, above = (
+            np.sqrt(np.nansum((values[v] - values["accuracy"]) ** 2, axis=0)) / len(by)
+            for v in ("low", "high")
+        )
+        return mean, mean - below, mean + above
     rng = np.random.default_rng(seed)
     drawn = values["accuracy"][rng.integers(len(by), size=(_DRAWS, len(by)))].mean(axis=1)
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-    return np.nanmean(values["accuracy"], axis=0), low, high
+    return mean, low, high
 
 
 def _lengths(by: Mapping[str, xr.Dataset]) -> NDArray[np.float64]:
@@ -200,7 +211,7 @@ def _curves(
     ]
     chance = 1 / next(iter(first.values())).sizes["talker"]
     series["guessing"] = (np.full(len(lengths), chance), *band)
-    several = max(len(by) for by in decoded.values()) > 1
+    several = max(len(by) for by in decoded.values()) >= _FEW
     return Figure(
         "accuracy",
         "curve",
@@ -209,10 +220,10 @@ def _curves(
         + (
             ", mean over listeners with 95 % intervals from listeners drawn again. "
             if several
-            else ", with 95 % intervals from trials drawn again, since windows of one trial are "
-            "not independent. "
+            else ", mean over listeners with 95 % intervals from trials drawn again, since windows "
+            "of one trial are not independent. "
         )
-        + "Grey ground of guessing: what 95 % of guesses reach in as many windows of one listener. "
+        + "Ground of guessing: what 95 % of guesses reach in as many windows of one listener. "
         "Look whether a curve leaves the band of guessing, and how it rises: it must, as longer "
         "windows hold more evidence.",
         _series_dataset(lengths, series, "accuracy"),
@@ -319,7 +330,13 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
         xyz = np.stack([ds[a].values for a in "xyz"], axis=1)
         if not np.isfinite(xyz).all(axis=1).any():
             continue
-        views = _scalp(xyz) if str(ds.attrs.get("space", "")) == "head" else _sides(xyz)
+        scalp = str(ds.attrs.get("space", "")) == "head"
+        views = _scalp(xyz) if scalp else _sides(xyz)
+        axes = (
+            {"x_label": "left to right", "y_label": "back to front"}
+            if scalp
+            else {"x_label": "along the head (mm)", "y_label": "height (mm)"}
+        )
         for view, (rows, at, outlines) in views.items():
             data = xr.Dataset(
                 {
@@ -339,11 +356,9 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
                     "attended talker (forward model). It tells where the signal is; weights of a "
                     "decoder would not, as they also cancel noise.",
                     data,
-                    options={
-                        "equal_axes": True, "outlines": outlines, "x_label": "", "y_label": "",
-                    },
+                    options={"equal_axes": True, "outlines": outlines, **axes},
                 )
-            )  # fmt: skip
+            )
     return figures
 
 

@@ -29,6 +29,8 @@ from brainalign.report.text import clean, format_number, plot_text
 
 __all__ = ["Drawn", "draw", "frame"]
 
+#: Points of a logarithmic axis that are all named.
+_MAX_TICKS = 10
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 _MAX_CELLS_WITH_TEXT = 400
 _MAX_POINTS = 4000
@@ -326,6 +328,9 @@ def _draw_curve(figure: Figure) -> Drawn:
     }
     if figure.options.get("x_log"):
         layout["xaxis"]["type"] = "log"
+        if x.size <= _MAX_TICKS:
+            # By itself the page would write only the first digit between decades.
+            layout["xaxis"] |= {"tickvals": x, "ticktext": [format_number(v) for v in x]}
     return Drawn(_plot(traces, layout, 380), frame(figure))
 
 

@@ -170,7 +170,7 @@ def test_section(decoded, tmp_path):
     section = section_from_decoded(paths, titles={"forward": "forward model"})
     ids = [f.id for f in section.figures]
     assert ids == [
-        "accuracy", "accuracy-forward", "accuracy-oracle", "switches", "responses-forward",
+        "accuracy", "accuracy-forward", "switches", "responses-forward",
         "map-forward-s1-left", "map-forward-s2-left",
     ]  # fmt: skip
     curve = section.figures[0].data
