@@ -497,6 +497,39 @@ def _channel(args: argparse.Namespace) -> int:
     return 0
 
 
+def _categorised(folder: Path) -> Any:
+    """Return stimuli with categories: with an index, or in a folder for each category."""
+    from brainalign.data.stimuli import index_categories, read_stimuli
+
+    return read_stimuli(folder) if (folder / "index.nc").is_file() else index_categories(folder)
+
+
+def _channel_experiment(args: argparse.Namespace) -> int:
+    from brainalign.psychophysics import write_experiment
+
+    given = {} if args.consent is None else {"consent": _paragraphs(args.consent)}
+    names = ("classes", "noise_sds", "bands", "contrast", "mean", "block", "duration", "fixation")
+    page = write_experiment(
+        args.out,
+        _categorised(args.stimuli),
+        size=(args.size, args.size),
+        n_practice=args.practice,
+        side=args.side,
+        title=args.title,
+        seed=args.seed,
+        overwrite=True,
+        **{name: getattr(args, name) for name in names},
+        **given,
+    )
+    print(page)
+    return 0
+
+
+def _paragraphs(file: Path) -> list[str]:
+    parts = file.read_text(encoding="utf-8").split("\n\n")
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
 def _thresholds(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
@@ -660,6 +693,17 @@ def _add_making_arguments(parser: argparse.ArgumentParser, n_images: int) -> Non
         help="settings of models that need more than their name, as JSON",
     )  # fmt: skip
     parser.add_argument("--device", default="auto")
+
+
+def _add_masking_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument(
+        "--noise-sds", type=float, nargs="+", default=[0.0, 0.02, 0.04, 0.08, 0.16],
+        help="levels of noise",
+    )  # fmt: skip
+    parser.add_argument("--bands", type=int, nargs="+", help="of noise, from 0; default: all")
+    parser.add_argument("--contrast", type=float, default=0.2, help="of the pictures")
+    parser.add_argument("--mean", type=float, default=0.449, help="of the pictures, in 0..1")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -900,6 +944,24 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guess", type=float, help="share right by chance; default 1 / categories")
     p.add_argument("--level", type=float, default=0.95, help="coverage of the intervals")
     p.add_argument("--bootstraps", type=int, default=400, help="for the intervals of thresholds")
+
+    p = command(
+        "channel-experiment", _channel_experiment, "write a masking experiment for people to open"
+    )
+    p.add_argument("out", type=Path, help="the folder to write; open its index.html in a browser")
+    p.add_argument(
+        "--stimuli", type=Path, required=True,
+        help="images with categories: an index.nc, or a folder for each category",
+    )  # fmt: skip
+    p.add_argument("--title", default="What does the picture show?")
+    p.add_argument("--consent", type=Path, help="text of the first page; blank lines part it")
+    p.add_argument("--classes", nargs="+", help="to choose from; default: the categories")
+    _add_masking_arguments(p)
+    p.add_argument("--practice", type=int, default=10, help="pictures to practise on")
+    p.add_argument("--block", type=int, default=50, help="pictures between two rests")
+    p.add_argument("--duration", type=float, help="seconds; default: until the answer")
+    p.add_argument("--fixation", type=float, default=0.5, help="seconds of the cross before")
+    p.add_argument("--side", type=int, help="of the pictures on the screen; default: --size")
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")

@@ -26,6 +26,7 @@ _HOME = {
     "probability_correct": "analysis",
     "shape_bias": "trials",
     "threshold_indices": "analysis",
+    "write_experiment": "experiment",
 }
 
 __all__ = [*_HOME]
