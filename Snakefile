@@ -30,6 +30,7 @@ include: "workflows/evaluation.smk"
 include: "workflows/attention.smk"
 include: "workflows/synthesis.smk"
 include: "workflows/captioning.smk"
+include: "workflows/psychophysics.smk"
 include: "workflows/report.smk"
 include: "workflows/small_models.smk"
 

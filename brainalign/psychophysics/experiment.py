@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from brainalign.data.stimuli import StimulusSet
 from brainalign.data.store import atomic_dir
 from brainalign.errors import ConfigError, SchemaError, near
 from brainalign.psychophysics.analysis import NOISE_SDS
 from brainalign.psychophysics.observers import grey_images
-from brainalign.psychophysics.stimuli import CONTRAST, MEAN, mask, masking_design
+from brainalign.psychophysics.stimuli import CONTRAST, MEAN, divide_images, mask, masking_design
 
 __all__ = ["CONSENT", "MOST_CLASSES", "write_experiment"]
 
@@ -126,7 +125,7 @@ def write_experiment(
         raise ConfigError(
             f"People choose from 2 to {MOST_CLASSES} classes, each once; got {names}."
         )
-    if not 0 <= n_practice < len(stimuli):
+    if n_practice >= len(stimuli):
         raise ConfigError(f"{n_practice} of {len(stimuli)} images cannot be for practice alone.")
     wrong = [
         name
@@ -139,7 +138,7 @@ def write_experiment(
             f"got block {block}, duration {duration}, side {side}, fixation {fixation} and "
             f"size {size}."
         )
-    practice, shown = _set_aside(category, n_practice, seed)
+    practice, shown = divide_images(category.tolist(), n_practice, seed)
     levels = sorted({0.0, sorted(noise_sds)[len(noise_sds) // 2]})
     common: dict[str, Any] = {"size": size, "bands": bands, "crossed": False, "seed": seed}
     ids = np.array(stimuli.ids)
@@ -173,20 +172,6 @@ def write_experiment(
             with resources.as_file(template / part) as source:
                 shutil.copyfile(source, made / part)
     return folder / "index.html"
-
-
-def _set_aside(
-    category: NDArray[np.str_], n: int, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return n images of as many categories as can be, and the others."""
-    rng = np.random.default_rng([seed, 1])
-    order = rng.permutation(len(category))
-    rank = np.empty(len(category), dtype=int)
-    seen: dict[str, int] = {}
-    for i in order:
-        rank[i] = seen[category[i]] = seen.get(category[i], -1) + 1
-    order = order[np.argsort(rank[order], kind="stable")]
-    return np.sort(order[:n]), np.sort(order[n:])
 
 
 def _write_pictures(

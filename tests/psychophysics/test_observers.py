@@ -199,3 +199,28 @@ def test_observers_refuse_what_they_cannot_name(corners, lights):
         observe(observer, design, images[:7], names[:7])
     with pytest.raises(SchemaError, match="Did you mean 'upper'"):
         observe(observer, design.assign(category=("trial", ["uper"] * design.sizes["trial"])))
+
+
+def test_few_photographs_leave_the_channel_open(mirror, weights_folder):
+    pytest.importorskip("timm")
+    weights = weights_folder / "mobilenetv2_100" / "mobilenetv2_100_tf_1001.safetensors"
+    if not weights.is_file():
+        pytest.skip("no MobileNetV2 weights")
+    from brainalign.data.stimuli import index_images
+    from brainalign.psychophysics import bootstrap_channel
+
+    model = load_model(
+        "timm:mobilenetv2_100", weights=weights, options={"num_classes": 1001},
+        mean=[0.5] * 3, std=[0.5] * 3, device="cpu",
+    )  # fmt: skip
+    shown = {"bird": "bird", "cat": "cat", "owl": "bird", "parrot": "bird"}
+    photographs = index_images(mirror / "natural_photos").select([*shown])
+    design = masking_design(photographs.ids, [*shown.values()], seed=1)
+    images = grey_images(photographs, (224, 224))
+    trials = observe(Classifier(model), design, images, photographs.ids, batch_size=35)
+    # It chooses from 16 classes, though only two are shown.
+    draws = bootstrap_channel(trials, guess=1 / 16, n_bootstrap=60)
+    low, high = np.quantile(draws["bandwidth"], [0.025, 0.975])
+    fit = fit_channel(trials, guess=1 / 16)
+    assert high > 2.5 * low or not fit.channel.usable, (low, high, fit)
+    assert fit.n_trials == 140
