@@ -656,6 +656,12 @@ def _transformers(rest: str, request: _Request) -> Model:
             module, report = builder.from_pretrained(
                 rest, output_loading_info=True, **request.options
             )
+            if report["missing_keys"] and classifies:
+                raise ConfigError(
+                    f"{full} has no trained head: its weights lack "
+                    f"{', '.join(sorted(report['missing_keys'])[:5])}.",
+                    "Name a checkpoint of a classifier.",
+                )
             if report["missing_keys"]:
                 log.warning(
                     "%s: the weights lack %s; it keeps its seeded initialisation.",
