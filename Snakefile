@@ -31,6 +31,7 @@ include: "workflows/attention.smk"
 include: "workflows/synthesis.smk"
 include: "workflows/captioning.smk"
 include: "workflows/auditory.smk"
+include: "workflows/psychophysics.smk"
 include: "workflows/report.smk"
 include: "workflows/small_models.smk"
 

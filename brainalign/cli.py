@@ -566,6 +566,147 @@ def _trf(args: argparse.Namespace) -> int:
     return 0
 
 
+def _categorised(folder: Path) -> Any:
+    """Return stimuli with categories: with an index, or in a folder for each category."""
+    from brainalign.data.stimuli import index_categories, read_stimuli
+
+    return read_stimuli(folder) if (folder / "index.nc").is_file() else index_categories(folder)
+
+
+def _channel_experiment(args: argparse.Namespace) -> int:
+    from brainalign.psychophysics import write_experiment
+
+    given = {} if args.consent is None else {"consent": _paragraphs(args.consent)}
+    names = ("classes", "noise_sds", "bands", "contrast", "block", "duration", "fixation")
+    page = write_experiment(
+        args.out,
+        _categorised(args.stimuli),
+        size=(args.size, args.size),
+        mean=args.mean_intensity,
+        n_practice=args.practice,
+        side=args.side,
+        title=args.title,
+        seed=args.seed,
+        overwrite=True,
+        **{name: getattr(args, name) for name in names},
+        **given,
+    )
+    print(page)
+    return 0
+
+
+def _paragraphs(file: Path) -> list[str]:
+    parts = file.read_text(encoding="utf-8").split("\n\n")
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
+def _shown(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """Return tested stimuli, the others, the design of all conditions, and grey images of both."""
+    from brainalign.psychophysics import masking_design
+    from brainalign.psychophysics.observers import grey_images
+    from brainalign.psychophysics.stimuli import divide_images
+
+    stimuli = _categorised(args.stimuli)
+    if "category" not in stimuli.index:
+        raise ConfigError(f"The stimuli of {args.stimuli} have no category.")
+    category = stimuli.index["category"].values.astype(str).tolist()
+    n = len(stimuli) if args.images is None else args.images
+    rows = divide_images(category, n, args.seed)
+    tested, others = (stimuli.select([stimuli.ids[i] for i in part]) for part in rows)
+    size = (args.size, args.size)
+    design = masking_design(
+        tested.ids, tested.index["category"].values.astype(str), size=size,
+        noise_sds=args.noise_sds, bands=args.bands, seed=args.seed,
+    )  # fmt: skip
+    return tested, others, design, lambda chosen: grey_images(chosen, size)
+
+
+def _channel_trials(args: argparse.Namespace) -> int:
+    from brainalign import psychophysics
+    from brainalign.data.store import provenance, write
+
+    model = _model(args).to(args.device)
+    tested, others, design, grey = _shown(args)
+    look = {"contrast": args.contrast, "mean": args.mean_intensity}
+    name = args.title or args.model
+    observer: Any
+    if args.by == "outputs":
+        observer = psychophysics.Classifier(model, args.classes, name=name)
+    elif args.by == "text":
+        observer = psychophysics.ZeroShotClassifier(model, args.classes, name=name)
+    else:
+        if not len(others):
+            raise ConfigError("A readout needs images to learn from.", "Test fewer: --images.")
+        learnt = others.index["category"].values.astype(str).tolist()
+        observer = psychophysics.LinearReadout(model, grey(others), learnt, name=name, **look)
+    trials = psychophysics.observe(
+        observer, design, grey(tested), tested.ids, batch_size=args.batch_size, **look
+    )
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug", "out")}
+    made_by = provenance(config=settings, seed=args.seed)
+    write(trials, args.out, "trials", provenance=made_by, overwrite=True)
+    return 0
+
+
+def _channel_areas(args: argparse.Namespace) -> int:
+    from brainalign.data.store import provenance, write
+    from brainalign.encoding import read_result
+    from brainalign.psychophysics import move_areas
+    from brainalign.psychophysics.areas import area_responses, network_responses
+
+    model = _model(args).to(args.device)
+    areas = area_responses(read_result(args.encoded).encoders, model, args.rois)
+    areas[f"{args.title or args.model}: its output"] = network_responses(model)
+    tested, _, design, grey = _shown(args)
+    moved = move_areas(
+        areas, design, grey(tested), tested.ids, contrast=args.contrast, mean=args.mean_intensity,
+        batch_size=args.batch_size,
+    )  # fmt: skip
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug", "out")}
+    made_by = provenance(config=settings, seed=args.seed)
+    write(moved, args.out, None, provenance=made_by, overwrite=True)
+    return 0
+
+
+def _channel_section(args: argparse.Namespace) -> int:
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance, read
+    from brainalign.data.studies import geirhos2021
+    from brainalign.data.trials import read_trials
+    from brainalign.psychophysics import channels_section
+    from brainalign.psychophysics.observers import grey_images
+    from brainalign.psychophysics.sections import example_pictures
+
+    observers = {}
+    for file in args.trials:
+        trials = read_trials(file)
+        observers[str(trials["subject"].values.flat[0])] = trials
+    people = {"people": read_trials(args.people)} if args.people else {}
+    published, missing = {}, []
+    if args.published_people:
+        try:
+            published = geirhos2021.load(geirhos2021.fetch()).extras
+        except UnavailableError as error:
+            missing.append(f"People of Geirhos et al. 2021 are left out: {error}")
+    stimuli = _categorised(args.stimuli)
+    first = next(iter(observers.values()))
+    image = grey_images(stimuli.select(stimuli.ids[:1]), (args.size, args.size))[0].numpy()
+    levels = sorted({float(s) for s in first["noise_sd"].values})
+    section = channels_section(
+        people | observers,
+        people=list(people),
+        areas=None if args.areas is None else read(args.areas).load(),
+        examples=example_pictures(image, levels, contrast=args.contrast, mean=args.mean_intensity),
+        published=published,
+        missing=missing,
+        n_bootstrap=args.bootstraps,
+        seed=args.seed,
+    )
+    settings = {"bootstraps": args.bootstraps, "people": [str(p) for p in args.people]}
+    write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
+    return 0
+
+
 def _thresholds(words: str) -> list[int]:
     return [int(word) for word in words.split(",")]
 
@@ -803,6 +944,32 @@ def _add_making_arguments(parser: argparse.ArgumentParser, n_images: int) -> Non
         help="settings of models that need more than their name, as JSON",
     )  # fmt: skip
     parser.add_argument("--device", default="auto")
+
+
+def _add_tested_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stimuli", type=Path, required=True,
+        help="images with categories: an index.nc, or a folder for each category",
+    )  # fmt: skip
+    parser.add_argument("--images", type=int, help="that are tested; default: all")
+    _add_masking_arguments(parser)
+    parser.add_argument("--title", default="", help="name in the report")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True, help="a .nc file")
+
+
+def _add_masking_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument(
+        "--noise-sds", type=float, nargs="+", default=[0.0, 0.02, 0.04, 0.08, 0.16],
+        help="levels of noise",
+    )  # fmt: skip
+    parser.add_argument("--bands", type=int, nargs="+", help="of noise, from 0; default: all")
+    parser.add_argument("--contrast", type=float, default=0.2, help="of the pictures")
+    parser.add_argument(
+        "--mean-intensity", type=float, default=0.449, help="of the pictures, in 0..1"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -1113,6 +1280,56 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--allow-leak", action="store_true", help="hold out trials that share their stimulus"
     )
+
+    p = command(
+        "channel-experiment", _channel_experiment, "write a masking experiment for people to open"
+    )
+    p.add_argument("out", type=Path, help="the folder to write; open its index.html in a browser")
+    p.add_argument(
+        "--stimuli", type=Path, required=True,
+        help="images with categories: an index.nc, or a folder for each category",
+    )  # fmt: skip
+    p.add_argument("--title", default="What does the picture show?")
+    p.add_argument("--consent", type=Path, help="text of the first page; blank lines part it")
+    p.add_argument("--classes", nargs="+", help="to choose from; default: the categories")
+    _add_masking_arguments(p)
+    p.add_argument("--practice", type=int, default=10, help="pictures to practise on")
+    p.add_argument("--block", type=int, default=50, help="pictures between two rests")
+    p.add_argument("--duration", type=float, help="seconds; default: until the answer")
+    p.add_argument("--fixation", type=float, default=0.5, help="seconds of the cross before")
+    p.add_argument("--side", type=int, help="of the pictures on the screen; default: --size")
+
+    p = command("channel-trials", _channel_trials, "let a model name pictures in octave noise")
+    _add_model_arguments(p)
+    p.add_argument(
+        "--by", choices=("outputs", "text", "readout"), default="outputs",
+        help="its outputs, the texts of a CLIP, or a linear readout learnt from other images",
+    )  # fmt: skip
+    p.add_argument(
+        "--classes", type=json.loads, metavar="JSON",
+        help="outputs (labels or numbers), or texts, of each class; default: the 16 classes",
+    )  # fmt: skip
+    _add_tested_arguments(p)
+
+    p = command("channel-areas", _channel_areas, "measure which noise moves predicted responses")
+    _add_model_arguments(p)
+    p.add_argument("--encoded", type=Path, required=True, help="output of `encode`, of this model")
+    p.add_argument("--rois", nargs="+", help="default: all")
+    _add_tested_arguments(p)
+
+    p = command("channel-section", _channel_section, "turn channels into a section of the report")
+    p.add_argument("trials", type=Path, nargs="+", help="outputs of `channel-trials`")
+    p.add_argument("--people", type=Path, nargs="+", default=[], help="files of their trials")
+    p.add_argument("--areas", type=Path, help="output of `channel-areas`")
+    p.add_argument("--stimuli", type=Path, required=True, help="for examples")
+    p.add_argument(
+        "--published-people", action="store_true", help="the people of geirhos2021, if to be had"
+    )
+    p.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    p.add_argument("--contrast", type=float, default=0.2, help="of the pictures")
+    p.add_argument("--mean-intensity", type=float, default=0.449, help="of the pictures, in 0..1")
+    p.add_argument("--bootstraps", type=int, default=200)
+    p.add_argument("--out", type=Path, required=True)
 
     p = command("report", _report, "write the HTML report from sections")
     p.add_argument("sections", type=Path, nargs="*")

@@ -175,6 +175,8 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
         _check_synthesis(completed)
     if "captioning" in completed:
         _check_captioning(completed)
+    if "psychophysics" in completed:
+        _check_psychophysics(completed)
     return completed
 
 
@@ -287,6 +289,29 @@ def _check_captioning(config: dict[str, Any]) -> None:
             "projected in the space of the model's output.",
             "Add a model with layers: [output].",
         )
+
+
+def _check_psychophysics(config: dict[str, Any]) -> None:
+    block = config["psychophysics"]
+    _known(block["stimuli"].get("study"), config["studies"], "psychophysics.stimuli.study",
+           "studies")  # fmt: skip
+    for name, observer in block["observers"].items():
+        where = f"psychophysics.observers.{name}"
+        _known(observer["model"], config["models"], f"{where}.model", "models")
+        observer.setdefault("title", name)
+        if config["models"][observer["model"]]["optional"]:
+            raise ConfigError(f"{where}.model is optional.", "Remove optional: true.")
+        if observer["by"] == "readout" and "images" not in block:
+            raise ConfigError(
+                f"{where} is a readout, which learns from images that are not tested.",
+                "Say with psychophysics.images how many are tested.",
+            )
+    if "areas" in block:
+        areas = block["areas"]
+        _check_encoded({**config, "areas": areas}, "areas")
+        areas.setdefault("subject", areas.pop("subjects")[0])
+        _known(areas["subject"], dict.fromkeys(config["studies"][areas["study"]]["subjects"]),
+               "psychophysics.areas.subject", f"studies.{areas['study']}.subjects")  # fmt: skip
 
 
 def synthesis_targets(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ CLUSTERS = config["encoding"].get("clusters")
 SYNTHESIS = config.get("synthesis", {})
 TARGETS = synthesis_targets(config)
 CAPTIONING = config.get("captioning", {})
+PSYCHOPHYSICS = config.get("psychophysics", {})
 
 # mem_mb, runtime (minutes) and disk_mb (what a job leaves) are sized for one NSD subject, and for all images where a rule has
 # those; docs/nsd.md derives them. `resources` of the configuration overrides them by rule.
@@ -35,6 +36,8 @@ DEFAULT_RESOURCES = {
     "caption": {"mem_mb": 16000, "runtime": 1440, "threads": 4, "gpu": 1, "disk_mb": 1000},
     "listening": {"mem_mb": 8000, "runtime": 120, "threads": 1, "disk_mb": 500},
     "attend": {"mem_mb": 8000, "runtime": 240, "threads": 2, "disk_mb": 10},
+    "channel_trials": {"mem_mb": 8000, "runtime": 480, "threads": 4, "gpu": 1, "disk_mb": 100},
+    "channel_areas": {"mem_mb": 8000, "runtime": 480, "threads": 4, "gpu": 1, "disk_mb": 100},
     "small_models": {"mem_mb": 4000, "runtime": 240, "threads": 2, "disk_mb": 500},
     "attention_train": {"mem_mb": 3000, "runtime": 240, "threads": 1, "disk_mb": 100},
     "attention_profile": {"mem_mb": 4000, "runtime": 60, "threads": 2, "disk_mb": 10},

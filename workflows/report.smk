@@ -9,7 +9,10 @@ def sections(wildcards):
         for analysis in s["analyses"]
     ] + [
         f"{OUT}/sections/{name}"
-        for name, wanted in (("attention", SWEEP), ("synthesis", SYNTHESIS), ("captioning", CAPTIONING))
+        for name, wanted in (
+            ("attention", SWEEP), ("synthesis", SYNTHESIS), ("captioning", CAPTIONING),
+            ("channels", PSYCHOPHYSICS),
+        )
         if wanted
     ]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_SUFFIXES",
     "StimulusSet",
+    "index_categories",
     "index_hdf5",
     "index_images",
     "read_stimuli",
@@ -184,6 +185,36 @@ def index_images(folder: str | Path, *, pattern: str = "*") -> StimulusSet:
     index = _index(
         [p.stem for p in files], [p.name for p in files], [*map(sha256_file, files)], None
     )
+    return StimulusSet(index, folder)
+
+
+def index_categories(folder: str | Path) -> StimulusSet:
+    """Return the images of a folder with one folder for each category, as they lie.
+
+    Parameters
+    ----------
+    folder : path
+        Each of its folders is named after a category and holds images of it. The stimulus id is
+        ``category/stem``.
+
+    Raises
+    ------
+    UnavailableError
+        If there are none.
+    SchemaError
+        If two images of a category differ in their endings alone.
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UnavailableError(
+            f"{folder} has no folders of images.", "Put images into a folder for each category."
+        )
+    names = [f"{p.parent.name}/{p.stem}" for p in files]
+    index = _index(
+        names, [f"{p.parent.name}/{p.name}" for p in files], [*map(sha256_file, files)],
+        {"category": [p.parent.name for p in files]},
+    )  # fmt: skip
     return StimulusSet(index, folder)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from brainalign.data.schema import validate
+from brainalign.data.store import read
 from brainalign.errors import SchemaError, UnavailableError
 
 __all__ = ["NUMBERS", "read_trials"]
@@ -28,7 +29,7 @@ _TRUE, _FALSE = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 
 
 def read_trials(paths: str | Path | Iterable[str | Path]) -> xr.Dataset:
-    """Read trials from CSV files.
+    """Read trials from CSV files, or from one netCDF file of the ``trials`` schema.
 
     Parameters
     ----------
@@ -57,6 +58,8 @@ def read_trials(paths: str | Path | Iterable[str | Path]) -> xr.Dataset:
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
     if not files:
         raise SchemaError("No file of trials was given.")
+    if len(files) == 1 and files[0].suffix == ".nc":
+        return read(files[0], "trials").load()
     tables = []
     for file in files:
         if not file.is_file():

@@ -241,7 +241,8 @@ def load_model(
     ----------
     name : str or torch.nn.Module
         ``open_clip:ARCH/PRETRAINED``, ``open_clip:local-dir:PATH``, ``open_clip:hf-hub:ID``,
-        ``timm:NAME``, ``timm:local-dir:PATH``, ``transformers:ID_OR_PATH``; ``small-clip``,
+        ``timm:NAME``, ``timm:local-dir:PATH``, ``transformers:ID_OR_PATH`` (without its head) and
+        ``transformers:classifier:ID_OR_PATH`` (with it; the output are logits); ``small-clip``,
         ``small-judge`` and ``small-classifier``, which come with the package; the baselines
         ``pixels``, ``v1`` and ``v1:kay2017``. ``random:`` before a name gives the same architecture
         with its library's own initialisation, seeded. Or a module, with `transform` or with
@@ -645,6 +646,9 @@ def _timm(rest: str, request: _Request) -> Model:
 def _transformers(rest: str, request: _Request) -> Model:
     library = _library("transformers", "transformers")
     full = f"transformers:{rest}"
+    bare = rest.removeprefix("classifier:")
+    classifies, rest = bare != rest, bare
+    builder = library.AutoModelForImageClassification if classifies else library.AutoModel
     local = Path(rest).is_dir()
     if not local and rest.startswith(("/", ".", "~")):
         raise UnavailableError(f"There is no folder {rest!r} with a transformers model.")
@@ -662,9 +666,15 @@ def _transformers(rest: str, request: _Request) -> Model:
             changes |= {"size": side, "crop_size": side}
         processor = library.AutoImageProcessor.from_pretrained(rest, **changes)
         if not request.random and request.weights is None:
-            module, report = library.AutoModel.from_pretrained(
+            module, report = builder.from_pretrained(
                 rest, output_loading_info=True, **request.options
             )
+            if report["missing_keys"] and classifies:
+                raise ConfigError(
+                    f"{full} has no trained head: its weights lack "
+                    f"{', '.join(sorted(report['missing_keys'])[:5])}.",
+                    "Name a checkpoint of a classifier.",
+                )
             if report["missing_keys"]:
                 log.warning(
                     "%s: the weights lack %s; it keeps its seeded initialisation.",
@@ -673,7 +683,7 @@ def _transformers(rest: str, request: _Request) -> Model:
                 )
             return module, processor
         config = library.AutoConfig.from_pretrained(rest, **request.options)
-        return library.AutoModel.from_config(config), processor
+        return builder.from_config(config), processor
 
     with nullcontext() if local else _hub(full):
         module, processor = make()
@@ -700,7 +710,12 @@ def _transformers(rest: str, request: _Request) -> Model:
 
     text: Callable[[list[str]], Tensor] | None = None
     forward: Callable[[Tensor], Any]
-    if hasattr(module, "get_image_features"):
+    if classifies:
+
+        def forward(images: Tensor) -> Tensor:
+            return module(pixel_values=images).logits
+
+    elif hasattr(module, "get_image_features"):
         forward = _image_features(module)
         tokenizer: list[Any] = []
 

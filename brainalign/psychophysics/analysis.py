@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,17 @@ __all__ = [
     "ChannelFit",
     "accuracy_matrix",
     "as_record",
+    "bootstrap_channel",
+    "compare_channels",
     "count_cells",
     "fit_channel",
     "fit_channels",
     "fit_index_channel",
     "fit_thresholds",
+    "percentile_intervals",
     "probability_correct",
+    "recovery_error",
+    "repeated_over",
     "threshold_indices",
     "trials_record",
 ]
@@ -539,6 +545,199 @@ def _guess(trials: xr.Dataset, guess: float | None) -> float:
     return 1 / len(np.unique(trials["category"].values.astype(str)))
 
 
+_VALUES = ("bandwidth", "centre", "sensitivity")
+
+
+def bootstrap_channel(
+    trials: xr.Dataset,
+    *,
+    over: Sequence[str] = ("stimulus_id",),
+    guess: float | None = None,
+    n_bootstrap: int = 200,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Fit the channel to samples of images, or of images and subjects, drawn with replacement.
+
+    .. math:: k_c^* = \sum_t \prod_u w_{u(t)}\, [t \in c]\, y_t
+
+    with w how often image or subject u was drawn and y whether trial t was right. A network that
+    sees the same pictures in every condition errs on the same ones: its trials are no independent
+    sample, and intervals that take them for one are too narrow.
+
+    Parameters
+    ----------
+    trials, guess
+        As of `fit_channel`.
+    over : sequence of str
+        What is drawn: ``stimulus_id``, ``subject`` or both.
+    n_bootstrap : int
+        Draws.
+    seed : int
+        Of the draws. Trials of the same images get the same draws of them.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``bandwidth, centre, sensitivity`` (draw).
+
+    Raises
+    ------
+    SchemaError
+        As `fit_channel`, or if a name is missing or has one value alone.
+    """
+    cells = count_cells(trials)
+    rate = _guess(trials, guess)
+    size = trials.sizes["trial"]
+    places = np.empty((len(over), size), dtype=int)
+    for i, name in enumerate(over):
+        if name not in trials.variables:
+            raise SchemaError(f"trials: {name!r} is missing, over which to resample.")
+        values = np.broadcast_to(trials[name].values.astype(str), size)
+        known, places[i] = np.unique(values, return_inverse=True)
+        if len(known) < 2:
+            raise SchemaError(
+                f"trials: {name!r} is always {str(known[0])!r}; there is nothing to draw."
+            )
+    # Counts of each image (and subject) in each cell.
+    groups, group = np.unique(places, axis=1, return_inverse=True)
+    n = np.zeros((groups.shape[1], cells.sizes["cell"]))
+    k = np.zeros(n.shape)
+    at = (group.reshape(-1), _cell_of(trials, cells))
+    np.add.at(n, at, 1)
+    np.add.at(k, at, trials["correct"].values.astype(float))
+    weight = np.ones((n_bootstrap, groups.shape[1]))
+    for i, row in enumerate(groups):
+        count = int(row.max()) + 1
+        rng = np.random.default_rng([seed, i])
+        weight *= rng.multinomial(count, np.full(count, 1 / count), n_bootstrap)[:, row]
+    fits = fit_channels(
+        weight @ k, weight @ n, cells["frequency"].values, cells["noise_sd"].values,
+        guess=rate, intervals=False,
+    )  # fmt: skip
+    return xr.Dataset(
+        {v: ("draw", np.array([getattr(f.channel, v) for f in fits])) for v in _VALUES},
+        attrs={"over": ", ".join(over), "seed": seed},
+    )
+
+
+def _cell_of(trials: xr.Dataset, cells: xr.Dataset) -> NDArray[np.intp]:
+    """Return the row of `count_cells` that each trial belongs to."""
+
+    def keys(ds: xr.Dataset) -> list[tuple[float, float]]:
+        f = np.nan_to_num(ds["frequency"].values.astype(float), nan=-1.0)
+        return list(zip(f.tolist(), ds["noise_sd"].values.astype(float).tolist(), strict=True))
+
+    place = {key: i for i, key in enumerate(keys(cells))}
+    return np.array([place[key] for key in keys(trials)])
+
+
+def percentile_intervals(draws: xr.Dataset, level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Return the middle of the draws of each value, of `bootstrap_channel` and its like."""
+    tail = (1 - level) / 2
+    return {
+        str(name): (float(np.nanquantile(v, tail)), float(np.nanquantile(v, 1 - tail)))
+        for name, v in ((n, draws[n].values) for n in draws.data_vars)
+    }
+
+
+def compare_channels(
+    first: xr.Dataset, second: xr.Dataset, *, level: float = 0.95
+) -> dict[str, tuple[float, float, float]]:
+    r"""Compare two observers, such as a network and people, by draws of `bootstrap_channel`.
+
+    .. math:: \log_2 \frac{v_1}{v_2}
+
+    Draws with one seed over the same images are paired, so that what the images have in common
+    cancels.
+
+    Parameters
+    ----------
+    first, second : xarray.Dataset
+        As many draws of each.
+    level : float
+        Coverage of the intervals.
+
+    Returns
+    -------
+    dict of str to (float, float, float)
+        For bandwidth, centre and sensitivity the median ratio first to second and its interval.
+
+    Raises
+    ------
+    SchemaError
+        If the numbers of draws differ.
+    """
+    if first.sizes["draw"] != second.sizes["draw"]:
+        raise SchemaError(
+            f"{first.sizes['draw']} draws cannot be compared with {second.sizes['draw']}."
+        )
+    tail = (1 - level) / 2
+    out = {}
+    for name in _VALUES:
+        ratio = np.log2(first[name].values / second[name].values)
+        middle, low, high = (2 ** np.nanquantile(ratio, q) for q in (0.5, tail, 1 - tail))
+        out[name] = (float(middle), float(low), float(high))
+    return out
+
+
+def recovery_error(
+    n_trials: Sequence[int],
+    *,
+    bandwidth: float,
+    centre: float,
+    sensitivity: float,
+    slope: float = 2.0,
+    guess: float = 1 / 16,
+    lapse: float = 0.02,
+    frequencies: Sequence[float] = FREQUENCIES,
+    noise_sds: Sequence[float] = NOISE_SDS,
+    n_simulations: int = 100,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Return how far estimates stray from a known channel, by the number of trials.
+
+    .. math:: \sqrt{\frac{1}{m} \sum_i \left(\log_2 \frac{\hat v_i}{v}\right)^2}
+
+    Parameters
+    ----------
+    n_trials : sequence of int
+        Of the whole experiment, divided among the conditions.
+    bandwidth, centre, sensitivity, slope, guess, lapse : float
+        The observer; see `probability_correct`.
+    frequencies, noise_sds : sequence of float
+        The conditions.
+    n_simulations : int
+        Experiments m for each number.
+    seed : int
+        Of the experiments.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``bandwidth, centre, sensitivity`` (n_trials), in octaves: an error of 1 is a factor of 2.
+        Estimates that stray further than 3 octaves count as 3.
+    """
+    f = np.tile(np.asarray(frequencies, dtype=float), len(noise_sds))
+    sd = np.repeat(np.asarray(noise_sds, dtype=float), len(frequencies))
+    true = {"bandwidth": bandwidth, "centre": centre, "sensitivity": sensitivity}
+    p = probability_correct(f, sd, slope=slope, guess=guess, lapse=lapse, **true)
+    rng = np.random.default_rng(seed)
+    error = np.empty((len(n_trials), len(true)))
+    for row, total in enumerate(n_trials):
+        n = np.full(len(f), total // len(f))
+        n[: total % len(f)] += 1
+        n = rng.permuted(np.tile(n, (n_simulations, 1)), axis=1)
+        fits = fit_channels(rng.binomial(n, p), n, f, sd, guess=guess, intervals=False)
+        for column, (name, value) in enumerate(true.items()):
+            away = np.log2([getattr(fit.channel, name) / value for fit in fits])
+            error[row, column] = np.sqrt((np.clip(away, -3, 3) ** 2).mean())
+    return xr.Dataset(
+        {name: ("n_trials", error[:, i], {"units": "octaves"}) for i, name in enumerate(true)},
+        coords={"n_trials": np.asarray(n_trials)},
+        attrs={**true, "slope": slope, "guess": guess, "lapse": lapse, "seed": seed},
+    )
+
+
 def count_cells(trials: xr.Dataset) -> xr.Dataset:
     """Count trials and correct answers by band and level of noise.
 
@@ -754,9 +953,11 @@ def trials_record(
     dict
         ``bandwidth`` (octaves), ``centre`` (cycles/image), ``sensitivity``, ``flags`` and
         ``intervals`` of the maximum-likelihood fit, its ``slope``, ``lapse``, ``guess``; ``level``
-        and ``n_trials``; the ``thresholds`` of `fit_thresholds` by band; ``published_rule``, what
-        `fit_index_channel` makes of the same trials, or None where a band lacks a level of noise
-        or levels are not five. None stands for an end that is open.
+        and ``n_trials``; ``resampled``, the intervals of `bootstrap_channel` over images that were
+        shown more than once and over subjects, or None where there is neither; the ``thresholds``
+        of `fit_thresholds` by band; ``published_rule``, what `fit_index_channel` makes of the same
+        trials, or None where a band lacks a level of noise or levels are not five. None stands for
+        an end that is open.
 
     Raises
     ------
@@ -780,8 +981,36 @@ def trials_record(
         "guess": fit.guess,
         "level": fit.level,
         "n_trials": fit.n_trials,
+        "resampled": _resampled(trials, guess, level, n_bootstrap, seed),
         "thresholds": thresholds,
         "published_rule": _published(trials),
+    }
+
+
+def repeated_over(trials: xr.Dataset) -> tuple[str, ...]:
+    """Return what groups trials: images shown more than once, and subjects if there are several."""
+    size = trials.sizes["trial"]
+    values = {
+        name: len(np.unique(np.broadcast_to(trials[name].values.astype(str), size)))
+        for name in ("stimulus_id", "subject")
+        if name in trials.variables
+    }
+    grouped = [n for n in ("stimulus_id",) if 1 < values.get(n, 0) < size]
+    grouped += [n for n in ("subject",) if 1 < values.get(n, 0) < size]
+    return tuple(grouped)
+
+
+def _resampled(
+    trials: xr.Dataset, guess: float | None, level: float, n_bootstrap: int, seed: int
+) -> dict[str, Any] | None:
+    over = repeated_over(trials)
+    if not over:
+        return None
+    draws = bootstrap_channel(trials, over=over, guess=guess, n_bootstrap=n_bootstrap, seed=seed)
+    ends = percentile_intervals(draws, level)
+    return {
+        "over": list(over),
+        "intervals": {name: [_finite(end) for end in pair] for name, pair in ends.items()},
     }
 
 

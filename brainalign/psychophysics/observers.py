@@ -27,16 +27,18 @@ from brainalign.errors import (
 )
 from brainalign.features.models import Model, load_model
 from brainalign.psychophysics.analysis import probability_correct
-from brainalign.psychophysics.stimuli import mask
+from brainalign.psychophysics.stimuli import CONTRAST, MEAN, low_contrast, mask
 
 __all__ = [
     "Classifier",
+    "LinearReadout",
     "Observer",
     "SimulatedObserver",
     "ZeroShotClassifier",
     "grey_images",
     "observe",
     "output_labels",
+    "prepared",
     "sixteen_classes",
 ]
 
@@ -249,7 +251,7 @@ class Classifier:
     def respond(self, images: Tensor | None, design: xr.Dataset) -> NDArray[np.str_]:
         """Return a class for each image."""
         with torch.inference_mode():
-            logits = self.model.encode_image(_prepared(self.model, images)).float()
+            logits = self.model.encode_image(prepared(self.model, images)).float()
             mean = logits.softmax(1) @ self._mean.to(logits.device)
         return np.array(self.classes)[mean.argmax(1).cpu().numpy()]
 
@@ -267,7 +269,7 @@ def _output(member: Any, labels: Mapping[str, int], n_outputs: int, model: Model
     return labels[str(member)]
 
 
-def _prepared(model: Model, images: Tensor | None) -> Tensor:
+def prepared(model: Model, images: Tensor | None) -> Tensor:
     """Return grey images as the model's input: three channels, its size, its mean and deviation."""
     if images is None:
         raise SchemaError(f"{model.name} needs pictures.")
@@ -340,9 +342,80 @@ class ZeroShotClassifier:
     def respond(self, images: Tensor | None, design: xr.Dataset) -> NDArray[np.str_]:
         """Return a class for each image."""
         with torch.inference_mode():
-            embedded = self.model.encode_image(_prepared(self.model, images)).float()
+            embedded = self.model.encode_image(prepared(self.model, images)).float()
             nearest = (embedded @ self._texts.to(embedded.device).T).argmax(1)
         return np.array(self.classes)[nearest.cpu().numpy()]
+
+
+class LinearReadout:
+    r"""A model whose output is read by a linear classifier that learnt from clean pictures.
+
+    .. math:: \hat c = \arg\max_c \; w_c^\top \frac{x(I) - \mu}{\sigma} + b_c
+
+    by ridge regression on the classes, its penalty chosen by leave-one-out. It makes an observer of
+    a model without a classifier of its own: one trained without labels, a model of V1, an untrained
+    network. Pictures go in as in `Classifier`.
+
+    Parameters
+    ----------
+    model : Model or str
+        Any; or its name.
+    images : Tensor, shape (n, height, width)
+        Grey pictures to learn from, as of `grey_images`; shown in no trial.
+    category : sequence of str
+        What they show.
+    contrast, mean : float
+        Of the pictures of the experiment; see `brainalign.psychophysics.stimuli.low_contrast`.
+    name : str, optional
+        The subject of its trials; default the model's.
+    batch_size : int
+        Pictures at once.
+
+    Raises
+    ------
+    SchemaError
+        If there are fewer than 2 categories, or not one a picture.
+    """
+
+    sees = True
+
+    def __init__(
+        self,
+        model: Model | str,
+        images: Tensor,
+        category: Sequence[str],
+        *,
+        contrast: float = CONTRAST,
+        mean: float = MEAN,
+        name: str | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        from sklearn.linear_model import RidgeClassifierCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        self.model = load_model(model) if isinstance(model, str) else model
+        self.name = name or self.model.name
+        said = np.array(category, dtype=str)
+        self.classes = tuple(np.unique(said).tolist())
+        if len(said) != len(images) or len(self.classes) < 2:
+            raise SchemaError(
+                f"A readout learns from pictures of 2 categories or more, one each; got "
+                f"{len(images)} pictures, {len(said)} categories of {len(self.classes)} kinds."
+            )
+        shown = low_contrast(images, contrast, mean)
+        seen = [self._embed(part) for part in shown.split(batch_size)]
+        ridge = RidgeClassifierCV(alphas=np.logspace(-1, 6, 15))
+        self._readout = make_pipeline(StandardScaler(), ridge).fit(np.concatenate(seen), said)
+
+    def _embed(self, images: Tensor | None) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            output = self.model.encode_image(prepared(self.model, images))
+        return output.flatten(1).double().cpu().numpy()
+
+    def respond(self, images: Tensor | None, design: xr.Dataset) -> NDArray[np.str_]:
+        """Return a class for each image."""
+        return self._readout.predict(self._embed(images)).astype(str)
 
 
 def grey_images(stimuli: StimulusSet, size: tuple[int, int]) -> Tensor:
@@ -368,6 +441,8 @@ def observe(
     images: Tensor | None = None,
     stimulus_id: Sequence[str] | None = None,
     *,
+    contrast: float = CONTRAST,
+    mean: float = MEAN,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
 ) -> xr.Dataset:
@@ -384,6 +459,8 @@ def observe(
         observer that does not see.
     stimulus_id : sequence of str, length n
         Names of the images.
+    contrast, mean : float
+        Of the pictures; see `brainalign.psychophysics.stimuli.low_contrast`.
     batch_size : int
         Trials at once.
     device : str
@@ -423,11 +500,11 @@ def observe(
             rows = [place[str(s)] for s in part["stimulus_id"].values]
             shown = mask(
                 images[rows].to(device), part["noise_sd"].values, part["band"].values,
-                part["seed"].values,
+                part["seed"].values, contrast=contrast, mean=mean,
             )  # fmt: skip
         answers.append(observer.respond(shown, part))
     response = np.concatenate(answers)
     trials = design.assign(
         response=("trial", response), correct=("trial", response == design["category"].values)
     ).assign_coords(subject=observer.name)
-    return validate(trials, "trials")
+    return validate(trials.assign_attrs(contrast=contrast, mean=mean), "trials")

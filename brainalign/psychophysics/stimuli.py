@@ -18,6 +18,7 @@ __all__ = [
     "MARGIN",
     "MEAN",
     "band_frequencies",
+    "divide_images",
     "draw_noise",
     "keep_in_range",
     "laplacian_pyramid",
@@ -354,6 +355,42 @@ def mask(
     places = torch.as_tensor(noisy, device=images.device)
     shown[places] = keep_in_range(shown[places], noise, sd, generators)
     return shown
+
+
+def divide_images(
+    category: Sequence[str], n_tested: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide images into those that are tested, as many of each category as can be, and the others.
+
+    Parameters
+    ----------
+    category : sequence of str
+        What each image shows.
+    n_tested : int
+        How many are tested.
+    seed : int
+        Of the choice.
+
+    Returns
+    -------
+    tested, others : ndarray of int
+        Rows, rising.
+
+    Raises
+    ------
+    ConfigError
+        If there are not so many.
+    """
+    names = np.array(category, dtype=str)
+    if not 0 <= n_tested <= len(names):
+        raise ConfigError(f"{n_tested} images were asked for; there are {len(names)}.")
+    order = np.random.default_rng([seed, 1]).permutation(len(names))
+    rank = np.empty(len(names), dtype=int)
+    for name in np.unique(names):
+        own = order[names[order] == name]
+        rank[own] = np.arange(len(own))
+    order = order[np.argsort(rank[order], kind="stable")]
+    return np.sort(order[:n_tested]), np.sort(order[n_tested:])
 
 
 def masking_design(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -12,7 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from brainalign.data.schema import validate
 from brainalign.errors import SchemaError
 
-__all__ = ["accuracy", "error_consistency", "pairwise_consistency", "shape_bias"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "accuracy",
+    "consistency_with_people",
+    "error_consistency",
+    "pairwise_consistency",
+    "shape_bias",
+]
 
 
 def accuracy(trials: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
@@ -141,23 +153,7 @@ def pairwise_consistency(trials: xr.Dataset) -> xr.Dataset:
         If a variable is missing, there are fewer than 2 subjects, or a subject saw a stimulus twice
         in a condition.
     """
-    _require(trials, "correct", "condition", "stimulus_id", "subject")
-    import pandas as pd
-
-    columns = ("subject", "condition", "stimulus_id")
-    size = trials.sizes["trial"]
-    table = pd.DataFrame(
-        {c: np.broadcast_to(trials[c].values.astype(str), size) for c in columns}
-        | {"correct": trials["correct"].values.astype(bool)}
-    )
-    repeated = table.duplicated(list(columns))
-    if repeated.any():
-        row = table[repeated].iloc[0]
-        raise SchemaError(
-            f"trials: {row['subject']!r} saw {row['stimulus_id']!r} more than once in condition "
-            f"{row['condition']!r}.",
-            "Keep one trial a stimulus.",
-        )
+    table = _by_stimulus(trials)
     conditions = sorted(table["condition"].unique().tolist(), key=_rank)
     subjects = sorted(table["subject"].unique().tolist())
     if len(subjects) < 2:
@@ -184,6 +180,127 @@ def pairwise_consistency(trials: xr.Dataset) -> xr.Dataset:
             "condition": conditions,
         },
     )
+
+
+def _by_stimulus(trials: xr.Dataset) -> pd.DataFrame:
+    """Return a table of subject, condition, stimulus_id and correct, each stimulus once."""
+    _require(trials, "correct", "condition", "stimulus_id", "subject")
+    import pandas as pd
+
+    columns = ("subject", "condition", "stimulus_id")
+    size = trials.sizes["trial"]
+    table = pd.DataFrame(
+        {c: np.broadcast_to(trials[c].values.astype(str), size) for c in columns}
+        | {"correct": trials["correct"].values.astype(bool)}
+    )
+    repeated = table.duplicated(list(columns))
+    if repeated.any():
+        row = table[repeated].iloc[0]
+        raise SchemaError(
+            f"trials: {row['subject']!r} saw {row['stimulus_id']!r} more than once in condition "
+            f"{row['condition']!r}.",
+            "Keep one trial a stimulus.",
+        )
+    return table
+
+
+def consistency_with_people(
+    trials: xr.Dataset,
+    people: Sequence[str],
+    *,
+    level: float = 0.95,
+    n_bootstrap: int = 500,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Compare the error consistency of each model with people to that among people.
+
+    .. math:: \bar\kappa_m = \operatorname{mean}_{p, c} \kappa_{mp}(c), \qquad
+              \bar\kappa_0 = \operatorname{mean}_{p < q, c} \kappa_{pq}(c)
+
+    over people p, q and conditions c, with intervals by drawing stimuli with replacement within
+    each condition, the same for all observers, so that the difference is paired. They are of other
+    stimuli, not of other people.
+
+    Parameters
+    ----------
+    trials : xarray.Dataset
+        As of `pairwise_consistency`, of people and models.
+    people : sequence of str
+        Which subjects are people; all others are models.
+    level : float
+        Coverage of the intervals.
+    n_bootstrap, seed : int
+        Draws, and their seed.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``kappa, low, high`` (observer), the first observer being ``people`` (among themselves);
+        ``difference, difference_low, difference_high`` from people, 0 for themselves.
+
+    Raises
+    ------
+    SchemaError
+        As `pairwise_consistency`, if a person has no trials, or there are fewer than 2 people.
+    """
+    table = _by_stimulus(trials)
+    subjects = sorted(table["subject"].unique().tolist())
+    missing = [p for p in people if p not in subjects]
+    if missing or len(set(people)) < 2:
+        said = f"{missing[0]!r} has no trials" if missing else f"got {list(people)}"
+        raise SchemaError(f"Two people or more are compared with models; {said}.")
+    human = sorted(set(people))
+    models = [s for s in subjects if s not in human]
+    pairs = {"people": list(combinations(human, 2))}
+    pairs |= {m: [(p, m) for p in human] for m in models}
+    rng = np.random.default_rng(seed)
+    kappas: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
+    for _, part in table.groupby("condition"):
+        wide = part.pivot(index="stimulus_id", columns="subject", values="correct")
+        known = {s: wide[s].notna().to_numpy(float) for s in wide.columns}
+        right = {s: wide[s].eq(True).to_numpy(float) for s in wide.columns}
+        n = len(wide)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), n_bootstrap)
+        # The first row is the sample itself.
+        weight = np.concatenate([np.ones((1, n)), drawn])
+        for name, members in pairs.items():
+            kappas[name] += [
+                _weighted_kappa(right[a], right[b], known[a] * known[b], weight)
+                for a, b in members
+                if a in known and b in known
+            ]
+    tail = (1 - level) / 2
+    with warnings.catch_warnings():
+        # A draw in which no pair can be told gives NaN, which the quantiles leave out.
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+        mean = {name: np.nanmean(np.stack(found), 0) for name, found in kappas.items() if found}
+
+    def ends(values: NDArray[np.float64]) -> list[float]:
+        low, high = np.nanquantile(values[1:], [tail, 1 - tail])
+        return [float(values[0]), float(low), float(high)]
+
+    rows = {name: ends(v) + ends(v - mean["people"]) for name, v in mean.items()}
+    names = ("kappa", "low", "high", "difference", "difference_low", "difference_high")
+    return xr.Dataset(
+        {c: ("observer", np.array([r[i] for r in rows.values()])) for i, c in enumerate(names)},
+        coords={"observer": list(rows)},
+        attrs={"level": level, "n_bootstrap": n_bootstrap, "seed": seed},
+    )
+
+
+def _weighted_kappa(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    both: NDArray[np.float64],
+    weight: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return `error_consistency` over the stimuli of each row of weights."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = weight @ both
+        p, q = weight @ (both * a) / total, weight @ (both * b) / total
+        agreed = weight @ (both * (a == b)) / total
+        expected = p * q + (1 - p) * (1 - q)
+        return np.where(expected < 1, (agreed - expected) / (1 - expected), np.nan)
 
 
 _CUES = re.compile(r"(?P<shape>[a-z]+)\d*-(?P<texture>[a-z]+)\d*")

@@ -17,7 +17,15 @@ from brainalign.psychophysics import (
     probability_correct,
     threshold_indices,
 )
-from brainalign.psychophysics.analysis import accuracy_matrix, fit_channels
+from brainalign.psychophysics.analysis import (
+    accuracy_matrix,
+    bootstrap_channel,
+    compare_channels,
+    count_cells,
+    fit_channels,
+    recovery_error,
+    repeated_over,
+)
 from brainalign.psychophysics.likelihood import fit_binomial, log_likelihood
 
 F = np.tile(FREQUENCIES, 5)
@@ -226,3 +234,92 @@ def test_thresholds_of_bands():
     assert np.isinf(found["high"].values[0]) and found["threshold"].values[0] > 0.3
     again = fit_thresholds(trials, n_bootstrap=100)
     assert again.identical(found)
+
+
+def clustered(n_images, seed, *, between=2.0, repeats=6):
+    """Return trials of a network: images differ in how much noise they bear, in all conditions."""
+    rng = np.random.default_rng(seed)
+    ease = 2.0 ** rng.normal(0, between, n_images)
+    f, sd = np.tile(F, repeats), np.tile(SD, repeats)
+    p = np.stack(
+        [probability_correct(f, sd / e, bandwidth=2.0, centre=30.0, **KNOWN) for e in ease]
+    )
+    category = np.repeat([f"c{i % 4}" for i in range(n_images)], len(f))
+    return xr.Dataset(
+        {
+            "response": ("trial", category),
+            "correct": ("trial", (rng.random(p.shape) < p).ravel()),
+            "category": ("trial", category),
+            "noise_sd": ("trial", np.tile(sd, n_images)),
+            "frequency": ("trial", np.tile(f, n_images)),
+        },
+        coords={
+            "subject": "net",
+            "stimulus_id": ("trial", np.repeat([f"i{i}" for i in range(n_images)], len(f))),
+        },
+    )
+
+
+def test_images_drawn_anew_tell_what_trials_alone_do_not():
+    # What other sets of images would give is what the intervals must be as wide as.
+    counts = np.stack([count_cells(clustered(12, s))["correct"].values for s in range(40)])
+    cells = count_cells(clustered(12, 0))
+    fits = fit_channels(
+        counts, cells["n"].values, cells["frequency"].values, cells["noise_sd"].values,
+        guess=0.25, intervals=False,
+    )  # fmt: skip
+
+    def half(values):
+        """Half of where the middle 68 % lie: a standard deviation that tails do not move."""
+        return np.subtract(*np.quantile(np.log2(values), [0.84, 0.16])) / 2
+
+    spread = half([f.channel.sensitivity for f in fits])
+    alone = np.mean(
+        [np.ptp(np.log2(fit_channel(clustered(12, s)).intervals["sensitivity"])) for s in range(4)]
+    )
+    drawn = np.mean(
+        [half(bootstrap_channel(clustered(12, s), n_bootstrap=40)["sensitivity"].values)
+         for s in range(6)]
+    )  # fmt: skip
+    assert drawn == pytest.approx(spread, rel=0.35)
+    # An interval of 95 % is 3.92 standard errors wide.
+    assert alone / 3.92 < 0.6 * spread
+
+
+def test_resampling_by_hand():
+    trials = clustered(4, 0, repeats=1)
+    draws = bootstrap_channel(trials, n_bootstrap=8, seed=3)
+    assert bootstrap_channel(trials, n_bootstrap=8, seed=3).identical(draws)
+    weight = np.random.default_rng([3, 0]).multinomial(4, np.full(4, 1 / 4), 8)[5]
+    rows = np.concatenate([np.repeat(np.arange(35 * i, 35 * (i + 1)), w)
+                           for i, w in enumerate(weight)])  # fmt: skip
+    assert fit_channel(trials.isel(trial=rows), guess=0.25).channel.centre == pytest.approx(
+        float(draws["centre"][5])
+    )
+    assert repeated_over(trials) == ("stimulus_id",)
+    with pytest.raises(SchemaError, match="always 'net'"):
+        bootstrap_channel(trials, over=("subject",))
+    with pytest.raises(SchemaError, match="'place' is missing"):
+        bootstrap_channel(trials, over=("place",))
+
+
+def test_channels_compared():
+    first = xr.Dataset({n: ("draw", [2.0, 4.0, 4.0]) for n in KEYS})
+    second = xr.Dataset({n: ("draw", [1.0, 2.0, 1.0]) for n in KEYS})
+    found = compare_channels(first, second, level=0.9)
+    assert found["centre"][0] == pytest.approx(2) and 2 <= found["centre"][1] < found["centre"][2]
+    with pytest.raises(SchemaError, match="3 draws cannot be compared with 2"):
+        compare_channels(first, second.isel(draw=[0, 1]))
+
+
+KEYS = ("bandwidth", "centre", "sensitivity")
+
+
+def test_error_falls_with_the_number_of_trials():
+    error = recovery_error(
+        [350, 5600], bandwidth=2.0, centre=30.0, sensitivity=0.8, n_simulations=40
+    )
+    few, many = error["bandwidth"].values
+    # Sixteen times the trials, a quarter of the error.
+    assert 2.5 < few / many < 6.5 and many < 0.15
+    assert (error["centre"].values < error["bandwidth"].values).all()

@@ -199,3 +199,54 @@ def test_observers_refuse_what_they_cannot_name(corners, lights):
         observe(observer, design, images[:7], names[:7])
     with pytest.raises(SchemaError, match="Did you mean 'upper'"):
         observe(observer, design.assign(category=("trial", ["uper"] * design.sizes["trial"])))
+
+
+def test_few_photographs_leave_the_channel_open(mirror, weights_folder):
+    pytest.importorskip("timm")
+    weights = weights_folder / "mobilenetv2_100" / "mobilenetv2_100_tf_1001.safetensors"
+    if not weights.is_file():
+        pytest.skip("no MobileNetV2 weights")
+    from brainalign.data.stimuli import index_images
+    from brainalign.psychophysics import bootstrap_channel
+
+    model = load_model(
+        "timm:mobilenetv2_100", weights=weights, options={"num_classes": 1001},
+        mean=[0.5] * 3, std=[0.5] * 3, device="cpu",
+    )  # fmt: skip
+    shown = {"bird": "bird", "cat": "cat", "owl": "bird", "parrot": "bird"}
+    photographs = index_images(mirror / "natural_photos").select([*shown])
+    design = masking_design(photographs.ids, [*shown.values()], seed=1)
+    images = grey_images(photographs, (224, 224))
+    trials = observe(Classifier(model), design, images, photographs.ids, batch_size=35)
+    # It chooses from 16 classes, though only two are shown.
+    draws = bootstrap_channel(trials, guess=1 / 16, n_bootstrap=60)
+    low, high = np.quantile(draws["bandwidth"], [0.025, 0.975])
+    fit = fit_channel(trials, guess=1 / 16)
+    assert high > 2.5 * low or not fit.channel.usable, (low, high, fit)
+    assert fit.n_trials == 140
+
+
+def test_classifier_of_transformers(tmp_path):
+    tr = pytest.importorskip("transformers")
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 32, "image_size": 32, "patch_size": 8}  # fmt: skip
+    torch.manual_seed(0)
+    labels = {0: "cat", 1: "dog", 2: "tiger"}
+    config = tr.ViTConfig(**small, id2label=labels, label2id={v: k for k, v in labels.items()})
+    reference = tr.ViTForImageClassification(config).eval()
+    for name, module in (("whole", reference), ("headless", reference.vit)):
+        module.save_pretrained(tmp_path / name)
+        tr.ViTImageProcessor(
+            size={"height": 32, "width": 32}, image_mean=[0.4] * 3, image_std=[0.2] * 3
+        ).save_pretrained(tmp_path / name)
+    model = load_model(f"transformers:classifier:{tmp_path / 'whole'}", device="cpu")
+    observer = Classifier(model, {"feline": ["cat", "tiger"], "canine": ["dog"]})
+    x = torch.rand(6, 32, 32)
+    with torch.no_grad():
+        logits = reference(pixel_values=((x - 0.4) / 0.2)[:, None].expand(-1, 3, -1, -1)).logits
+    p = logits.softmax(1)
+    expected = np.where(p[:, [0, 2]].mean(1) > p[:, 1], "feline", "canine")
+    assert observer.respond(x, None).tolist() == expected.tolist()
+    with pytest.raises(ConfigError, match="no trained head"):
+        load_model(f"transformers:classifier:{tmp_path / 'headless'}", device="cpu")
+    assert load_model(f"transformers:{tmp_path / 'headless'}", device="cpu").layers()

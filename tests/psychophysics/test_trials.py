@@ -13,6 +13,7 @@ from brainalign.data.trials import read_trials
 from brainalign.errors import SchemaError, UnavailableError, UnknownNameError
 from brainalign.psychophysics import (
     accuracy,
+    consistency_with_people,
     error_consistency,
     pairwise_consistency,
     shape_bias,
@@ -86,6 +87,67 @@ def test_pairs_match_by_stimulus_and_condition():
         pairwise_consistency(twice)
     with pytest.raises(SchemaError, match="2 subjects"):
         pairwise_consistency(trials.isel(trial=slice(3)))
+
+
+def observers_of(n, seed, *, shared, people=3):
+    """Return trials in which a share of stimuli is as hard for the model as for people."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random((2, n)) < 0.4
+    mine = np.where(rng.random(n) < shared, hard[0], hard[1])
+    rows = [(f"p{i}", hard[0]) for i in range(people)] + [("net", mine)]
+    right = np.concatenate([rng.random(n) < np.where(h, 0.2, 0.9) for _, h in rows])
+    return small(
+        subject=np.repeat([s for s, _ in rows], n),
+        stimulus_id=np.tile([f"i{i}" for i in range(n)], len(rows)),
+        condition=np.tile([str(i % 2) for i in range(n)], len(rows)),
+        response=["r"] * len(right),
+        correct=right,
+    )
+
+
+def test_consistency_with_people():
+    people = ["p0", "p1", "p2"]
+    trials = observers_of(200, 0, shared=0.0)
+    found = consistency_with_people(trials, people, n_bootstrap=100)
+    pairs = pairwise_consistency(trials)
+    human = (pairs["subject_1"] != "net") & (pairs["subject_2"] != "net")
+    value = found.set_index(observer="observer")
+    assert float(value["kappa"].sel(observer="people")) == pytest.approx(
+        float(pairs["kappa"].values[human.values].mean())
+    )
+    assert float(value["kappa"].sel(observer="net")) == pytest.approx(
+        float(pairs["kappa"].values[~human.values].mean())
+    )
+    net = value.sel(observer="net")
+    assert net["low"] < 0 < net["high"] and net["difference_high"] < 0
+    alike = consistency_with_people(observers_of(200, 1, shared=1.0), people, n_bootstrap=100)
+    assert alike["difference_low"].values[1] < 0 < alike["difference_high"].values[1]
+    with pytest.raises(SchemaError, match="'x' has no trials"):
+        consistency_with_people(trials, ["p0", "x"])
+    with pytest.raises(SchemaError, match="Two people or more"):
+        consistency_with_people(trials, ["p0"])
+
+
+def test_intervals_of_kappa_cover():
+    people = ["p0", "p1"]
+    true = consistency_with_people(
+        observers_of(20_000, 7, shared=0.5, people=2), people, n_bootstrap=2
+    )["difference"].values[1]
+    hits = [
+        f["difference_low"].values[1] <= true <= f["difference_high"].values[1]
+        for s in range(60)
+        for f in [
+            consistency_with_people(
+                observers_of(100, s, shared=0.5, people=2),
+                people,
+                level=0.8,
+                n_bootstrap=80,
+                seed=s,
+            )
+        ]
+    ]
+    # Three standard errors of a share of 0.8 in 60 are 0.155.
+    assert 0.645 < np.mean(hits) < 0.955
 
 
 def test_accuracy_by_condition_in_order():
