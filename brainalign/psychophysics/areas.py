@@ -210,10 +210,10 @@ def area_responses(
         cache[0] = pictures, np.concatenate(out, axis=1)
         return cache[0][1]
 
-    return {
-        roi: (lambda pictures, index=index: everything(pictures)[:, index])
-        for roi, index in members.items()
-    }
+    def part_of(index: NDArray[np.intp]) -> Respond:
+        return lambda pictures: everything(pictures)[:, index]
+
+    return {roi: part_of(index) for roi, index in members.items()}
 
 
 def network_responses(model: Model) -> Respond:

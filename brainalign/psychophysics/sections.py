@@ -99,10 +99,12 @@ def channels_section(
         title: _of_observer(trials, title in people, level, n_bootstrap, seed)
         for title, trials in observers.items()
     }
-    fits = {
-        str(a): fit_area(areas.sel(area=a), level=level, n_bootstrap=n_bootstrap, seed=seed)
-        for a in ([] if areas is None else areas["area"].values)
-    }
+    fits: dict[str, AreaFit] = {}
+    if areas is not None:
+        fits = {
+            str(a): fit_area(areas.sel(area=a), level=level, n_bootstrap=n_bootstrap, seed=seed)
+            for a in areas["area"].values
+        }
     found |= {title: _of_area(fit, areas) for title, fit in fits.items()}
     bands = _bands(observers)
     figures = [_table(found)]
@@ -433,7 +435,8 @@ def _trials_needed(
         f"{width:g} octaves wide": recovery_error(
             _TRIALS, bandwidth=width, centre=middle * 2**0.25,
             sensitivity=0.01 / float(np.sqrt(levels[levels > 0].min() * levels.max())) * 2,
-            guess=guess, frequencies=bands, noise_sds=levels, n_simulations=30, seed=seed,
+            guess=guess, frequencies=bands.tolist(), noise_sds=levels.tolist(),
+            n_simulations=30, seed=seed,
         )["bandwidth"].values
         for width in (1.5, 3.0)
     }  # fmt: skip

@@ -257,8 +257,8 @@ def consistency_with_people(
     kappas: dict[str, list[NDArray[np.float64]]] = {name: [] for name in pairs}
     for _, part in table.groupby("condition"):
         wide = part.pivot(index="stimulus_id", columns="subject", values="correct")
-        known = {s: wide[s].notna().to_numpy(float) for s in wide.columns}
-        right = {s: wide[s].eq(True).to_numpy(float) for s in wide.columns}
+        known = {s: np.asarray(wide[s].notna(), dtype=np.float64) for s in wide.columns}
+        right = {s: np.asarray(wide[s].eq(True), dtype=np.float64) for s in wide.columns}
         n = len(wide)
         drawn = rng.multinomial(n, np.full(n, 1 / n), n_bootstrap)
         # The first row is the sample itself.
