@@ -123,3 +123,19 @@ def test_shipped_judges_know_scenes_that_nobody_learnt_from():
     judge, guide = load_model("small-judge", device="cpu"), load_model("small-clip", device="cpu")
     assert type(judge.module.visual) is not type(guide.module.visual)
     assert judge.weights_sha256 != guide.weights_sha256
+
+
+def test_shipped_pipeline_draws_what_its_prompt_asks_for():
+    """Prompts decide what the classifier sees; the whole family of models stays small."""
+    from brainalign.synthesis import load_pipeline
+
+    pipeline = load_pipeline("small-diffusion", scheduler="dpmsolver++", device="cpu")
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    named = []
+    for wanted in ("places", "words", "people"):
+        prompt = f"a picture of {clip.PROMPTS[wanted]}"
+        drawn = diffusion._draw(pipeline, prompt, range(500, 506), 15, 3.0)
+        named += [x == wanted for x in diffusion._labels(shipped_folder("small-classifier"), drawn)]
+    assert np.mean(named) > 0.7, named  # chance is 1/6
+    files = [f for f in WEIGHTS.parent.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 30e6

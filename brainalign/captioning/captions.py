@@ -339,7 +339,8 @@ def _as_fitted(encoder: xr.Dataset, features: xr.Dataset) -> xr.Dataset:
     if sources_of(encoder)[0].get("pooling") != "unit":
         return features
     x = features["features"]
-    return features.assign(features=x / np.sqrt((x**2).sum("feature")))
+    unit = features.assign(features=x / np.sqrt((x**2).sum("feature")))
+    return unit.assign_attrs(pooling="unit")
 
 
 def caption_result(
