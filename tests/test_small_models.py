@@ -262,6 +262,46 @@ def test_shipped_model_names_held_out_scenes():
     assert found["number"]["correct"] > 0.6
 
 
+def test_a_steady_image_tower_gives_soft_pictures_the_embeddings_of_clear_ones(
+    tmp_path, barely_trained
+):
+    scenes = tmp_path / "scenes"
+    steady = {**TINY, "steady_steps": 30, "scenes": scenes}
+    whole = clip.train_clip(tmp_path / "whole", **steady)
+    cut = {**steady, "checkpoint": tmp_path / "state", "save_every": 10}
+    clip.train_clip(tmp_path / "cut", **{**cut, "steady_steps": 0})
+    resumed = clip.train_clip(tmp_path / "cut", **cut, overwrite=True)
+    plain, first, second = (_weights(f) for f in (barely_trained, whole, resumed))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+        if not name.startswith("visual."):
+            np.testing.assert_array_equal(value, plain[name], err_msg=name)
+    assert "softened" in (whole / "MODEL_CARD.md").read_text()
+
+    import torch
+    from PIL import Image
+
+    from brainalign.features import load_model
+
+    shown = [s.image for s in renderer.render_scenes(24, seed=30_000, size=64)]
+    soft = [
+        np.asarray(Image.fromarray(x).resize((24, 24), Image.Resampling.BOX).resize((64, 64)))
+        for x in shown
+    ]
+    before, after = (
+        load_model(f"open_clip:local-dir:{f}", device="cpu") for f in (barely_trained, whole)
+    )
+
+    def embed(model, images):
+        with torch.no_grad():
+            x = torch.stack([model.transform(Image.fromarray(i)) for i in images])
+            return torch.nn.functional.normalize(model.encode_image(x), dim=-1)
+
+    clear = embed(before, shown)
+    moved, kept = ((embed(m, soft) * clear).sum(1).mean() for m in (before, after))
+    assert kept > moved
+
+
 def test_untrained_weights_do_not_name_scenes(barely_trained):
     """What the shipped model scores comes from its training, not from the measure."""
     assert clip.measure(barely_trained, n=120)["category"]["correct"] < 0.5

@@ -165,8 +165,8 @@ def area_responses(
     Returns
     -------
     dict of str to callable
-        By ROI; neuroids are z-scored by the spread that their encoder predicts for features that
-        vary as in its training, so that none weighs more for its unit.
+        By ROI; each neuroid's prediction is divided by the norm of its weights for standardised
+        features, so that none weighs more for its unit or its reliability.
 
     Raises
     ------

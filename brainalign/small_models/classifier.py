@@ -29,6 +29,7 @@ from .training import (
     half_precision,
     options_parser,
     require,
+    soften,
     stored_scenes,
 )
 
@@ -46,21 +47,6 @@ def _as_input(pictures: np.ndarray) -> torch.Tensor:
     import torch
 
     return (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - _MEAN) / _STD
-
-
-def _soften(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Take the detail from some pictures and add noise to others: drawn ones are soft."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    side = pictures.shape[-1]
-    soft = rng.random(len(pictures)) < 0.4
-    if soft.any():
-        small = interpolate(pictures[soft], size=int(rng.integers(24, 49)), mode="area")
-        pictures[soft] = interpolate(small, size=side, mode="bilinear", align_corners=False)
-    amount = torch.from_numpy(rng.uniform(0, 0.2, (len(pictures), 1, 1, 1)).astype(np.float32))
-    noise = torch.from_numpy(rng.standard_normal(tuple(pictures.shape), dtype=np.float32))
-    return pictures + amount * noise
 
 
 def train_classifier(
@@ -149,7 +135,7 @@ def train_classifier(
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step])
-        shown = _soften(_as_input(augment(images[chosen], rng)), rng).to(device)
+        shown = soften(_as_input(augment(images[chosen], rng)), rng).to(device)
         return cross_entropy(model(shown), labels[chosen], label_smoothing=0.05)
 
     done = fit(

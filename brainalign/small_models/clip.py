@@ -33,6 +33,7 @@ from .training import (
     half_precision,
     options_parser,
     require,
+    soften,
     stored_scenes,
 )
 
@@ -149,6 +150,7 @@ def train_clip(
     scenes: Path | str | None = None,
     tower: str = "resnet",
     attention: str = "softmax",
+    steady_steps: int = 0,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     save_every: int = 100,
@@ -162,6 +164,13 @@ def train_clip(
     :math:`t_j`, with logits :math:`\exp(s) \cos(f(x_i), g(t_j))`; pictures that share a caption
     word for word are all matches of it. To this the cross-entropies of telling a picture's
     category among the names of all, and its sub-category likewise, are added.
+
+    With `steady_steps` the image tower then learns to give pictures that are moved, softened and
+    noisy (T) the embedding that it gave the clear ones before,
+
+    .. math:: \lVert f(T x) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2,
+
+    so that its gradient at an image points at what is seen rather than at noise.
 
     Parameters
     ----------
@@ -189,10 +198,12 @@ def train_clip(
         ``"neighborhood:k=3"``; see `brainalign_kernels.adapters.parse`. It has no parameters: with
         one seed, runs of all mechanisms begin with the same weights and see the same batches. The
         folder records it, and `brainalign.features.load_model` puts it in place again.
+    steady_steps : int
+        Updates of the second part; its checkpoint lies in ``steady`` of `checkpoint`.
     batch_size : int
         Pictures per update.
     learning_rate : float
-        Peak of the schedule (linear warm-up, cosine decay).
+        Peak of the schedule (linear warm-up, cosine decay); half of it in the second part.
     save_every : int
         Steps between two checkpoints.
     stop_at : int, optional
@@ -237,6 +248,10 @@ def train_clip(
     model, tokenizer, done = _train(settings, device, folder, shared, save_every, stop_at)
     if done < steps:
         return None
+    if steady_steps:
+        images, _, _ = stored_scenes(n_scenes, seed, shared)
+        settings["steady_steps"] = steady_steps
+        _steady(model, images, settings, device, folder and folder / "steady", save_every)
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
         _write_model(model, tokenizer, settings, made)
@@ -323,6 +338,49 @@ def _train(
         stop_at=stop_at, after_step=after_step,
     )  # fmt: skip
     return model, tokenizer, done
+
+
+def _steady(
+    model: Any,
+    images: np.ndarray,
+    settings: dict[str, Any],
+    device: str,
+    folder: Path | None,
+    save_every: int,
+) -> None:
+    """Teach the image tower to see through softness, noise and small movements."""
+    import torch
+
+    seed, tower = settings["seed"], model.visual
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
+
+    def shown(pictures: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(np.ascontiguousarray(pictures, dtype=np.float32))
+        return (x.permute(0, 3, 1, 2) / 255 - mean) / std
+
+    tower.eval()
+    with torch.no_grad():
+        parts = [
+            model.encode_image(shown(images[i : i + 256]).to(device))
+            for i in range(0, len(images), 256)
+        ]
+    wanted = torch.cat(parts)
+    size = float(wanted.norm(dim=1).mean()) ** 2
+    half = {
+        **settings, "steps": settings["steady_steps"],
+        "learning_rate": settings["learning_rate"] / 2,
+    }  # fmt: skip
+    optimiser = torch.optim.AdamW(tower.parameters(), lr=half["learning_rate"], weight_decay=0.02)
+
+    def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
+        rng = np.random.default_rng([seed, 5, step])
+        seen = tower(soften(shown(augment(images[chosen], rng)), rng).to(device))
+        return (seen - wanted[chosen]).square().sum(1).mean() / size
+
+    fit(
+        tower, optimiser, loss_of, len(images), half, folder, name="steady",
+        save_every=save_every, clip_norm=None,
+    )  # fmt: skip
 
 
 def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> dict[str, Any]:
@@ -486,6 +544,12 @@ def model_card(
     each = ", ".join(f"{c} {100 * v:.1f} %" for c, v in measured["by_category"].items())
     architecture, loading = _described(settings["tower"], settings["attention"])
     prompts = ", ".join(f'"a picture of {p}" ({c})' for c, p in PROMPTS.items())
+    steady = (
+        f" In {settings['steady_steps']:,} steps more the image tower learnt to give moved, "
+        "softened and noisy pictures the embeddings of the clear ones."
+        if settings.get("steady_steps")
+        else ""
+    )
     return f"""# {name}
 
 A very small CLIP ({n_parameters / 1e6:.2f} million parameters, stored as float16) for machines
@@ -503,7 +567,7 @@ words, food, objects; colour, number, place, size, background and light vary), {
 each; {settings["steps"]:,} steps of AdamW, batch {settings["batch_size"]}, peak learning rate
 {settings["learning_rate"]:g}, seed {settings["seed"]}, float32 on the CPU. The loss is CLIP's
 between pictures and captions, plus the cross-entropies of naming the category and the
-sub-category. Made by `python -m brainalign.small_models.clip`.
+sub-category.{steady} Made by `python -m brainalign.small_models.clip`.
 
 ## Measured
 
@@ -534,6 +598,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--render-only", action="store_true", help="fill --scenes-folder and end")
     parser.add_argument("--tower", choices=TOWERS, default="resnet", help="of images")
     parser.add_argument("--attention", default="softmax", help="such as neighborhood:k=3")
+    parser.add_argument(
+        "--steady-steps", type=int, default=0, help="updates on softened pictures at the end"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
     chosen = parser.parse_args(arguments)
@@ -545,6 +612,7 @@ def main(arguments: list[str] | None = None) -> int:
     out, common = common_options(parser, chosen)
     train_clip(
         out, **common, tower=chosen.tower, attention=chosen.attention,
+        steady_steps=chosen.steady_steps,
         batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0

@@ -34,6 +34,7 @@ __all__ = [
     "half_precision",
     "options_parser",
     "require",
+    "soften",
     "stored_scenes",
 ]
 
@@ -210,6 +211,29 @@ def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gain = rng.uniform(0.85, 1.15, (len(images), 1, 1, 1)).astype(np.float32)
     bias = rng.uniform(-12, 12, (len(images), 1, 1, 1)).astype(np.float32)
     return np.clip(moved * gain + bias, 0, 255)
+
+
+def soften(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Take the detail from some pictures and add noise to all, as drawn ones are soft.
+
+    Parameters
+    ----------
+    pictures : Tensor, shape (picture, 3, side, side)
+        Standardised; changed in place.
+    rng : Generator
+        Draws which, how much, and the noise.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    side = pictures.shape[-1]
+    soft = rng.random(len(pictures)) < 0.4
+    if soft.any():
+        small = interpolate(pictures[soft], size=int(rng.integers(24, 49)), mode="area")
+        pictures[soft] = interpolate(small, size=side, mode="bilinear", align_corners=False)
+    amount = torch.from_numpy(rng.uniform(0, 0.2, (len(pictures), 1, 1, 1)).astype(np.float32))
+    noise = torch.from_numpy(rng.standard_normal(tuple(pictures.shape), dtype=np.float32))
+    return pictures + amount * noise
 
 
 def _schedule(step: int, steps: int, peak: float) -> float:
