@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,9 @@ __all__ = [
     "with_text_as",
     "write",
 ]
+
+#: The netCDF library is not made for threads: two that write files of their own crash the process.
+_NETCDF = threading.Lock()
 
 NEUROIDS_PER_CHUNK = 4096
 CHUNKS_PER_SHARD = 16
@@ -392,7 +396,7 @@ def write(
     ds = ds.drop_encoding().assign_attrs({"schema": kind or "", **(provenance or {})})
     if path.suffix == ".nc":
         ds = with_text_as(ds, object)
-        with atomic_file(path, overwrite=overwrite) as made:
+        with atomic_file(path, overwrite=overwrite) as made, _NETCDF:
             ds.to_netcdf(made, engine="netcdf4")
         return path
     ds = with_text_as(ds, np.dtypes.StringDType())
@@ -448,7 +452,8 @@ def read(path: str | Path, kind: str | None = None) -> xr.Dataset:
         with _checksum_errors(path):
             ds = with_text_as(xr.open_zarr(path, chunks=None, consolidated=False), str)
     else:
-        ds = with_text_as(xr.load_dataset(path, engine="netcdf4"), str)
+        with _NETCDF:
+            ds = with_text_as(xr.load_dataset(path, engine="netcdf4"), str)
     return ds if kind is None else validate(ds, kind)
 
 
