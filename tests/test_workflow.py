@@ -298,7 +298,7 @@ def test_every_job_of_the_real_study_states_what_it_needs(planned):
     for rule, resources in stated.items():
         for name in ("mem_mb", "runtime", "disk_mb"):
             assert int(resources[name]) > 0, f"{rule}: {name}"
-        wants_gpu = rule in ("features", "dive", "ascend", "judge", "library", "caption")
+        wants_gpu = rule in ("features", "dive", "ascend", "label", "judge", "library", "caption")
         assert int(resources["gpu"]) == wants_gpu, rule
 
 
