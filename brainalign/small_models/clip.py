@@ -245,11 +245,12 @@ def train_clip(
     }  # fmt: skip
     folder = Path(checkpoint) if checkpoint else None
     shared = Path(scenes) if scenes else folder
-    model, tokenizer, done = _train(settings, device, folder, shared, save_every, stop_at)
+    rendered = stored_scenes(n_scenes, seed, shared)
+    model, tokenizer, done = _train(settings, rendered, device, folder, save_every, stop_at)
     if done < steps:
         return None
     if steady_steps:
-        images, _, _ = stored_scenes(n_scenes, seed, shared)
+        images = rendered[0]
         settings["steady_steps"] = steady_steps
         _steady(model, images, settings, device, folder and folder / "steady", save_every)
     out_folder.parent.mkdir(parents=True, exist_ok=True)
@@ -276,11 +277,20 @@ def _write_model(model: Any, tokenizer: Any, settings: dict[str, Any], folder: P
     )
 
 
+def _standardised(pictures: np.ndarray) -> torch.Tensor:
+    """Return pictures (picture, side, side, 3) of 0..255 as the image tower sees them."""
+    import torch
+
+    x = torch.from_numpy(np.ascontiguousarray(pictures, dtype=np.float32))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
+    return (x.permute(0, 3, 1, 2) / 255 - mean) / std
+
+
 def _train(
     settings: dict[str, Any],
+    scenes: tuple[np.ndarray, list[list[str]], list[int]],
     device: str,
     folder: Path | None,
-    scenes: Path | None,
     save_every: int,
     stop_at: int | None,
 ) -> tuple[Any, Any, int]:
@@ -290,7 +300,7 @@ def _train(
     from torch.nn.functional import cross_entropy
 
     seed = settings["seed"]
-    images, texts, listed = stored_scenes(settings["n_scenes"], seed, scenes)
+    images, texts, listed = scenes
     flat = [text for group in texts for text in group]
     kinds = torch.tensor(listed, device=device)
     groups = torch.tensor([CATEGORIES.index(c) for c, _ in KINDS], device=device)[kinds]
@@ -310,12 +320,10 @@ def _train(
         [{"params": decayed, "weight_decay": 0.1}, {"params": free, "weight_decay": 0.0}],
         lr=settings["learning_rate"], betas=(0.9, 0.98), eps=1e-6,
     )  # fmt: skip
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step])
-        pictures = torch.from_numpy(augment(images[chosen], rng)).permute(0, 3, 1, 2)
-        pictures = ((pictures / 255 - mean) / std).to(device)
+        pictures = _standardised(augment(images[chosen], rng)).to(device)
         told = tokens[chosen, rng.integers(0, CAPTIONS, len(chosen))]
         said = torch.from_numpy(told.astype(np.int64)).to(device)
         image = model.encode_image(pictures, normalize=True)
@@ -352,16 +360,10 @@ def _steady(
     import torch
 
     seed, tower = settings["seed"], model.visual
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (_MEAN, _STD))
-
-    def shown(pictures: np.ndarray) -> torch.Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(pictures, dtype=np.float32))
-        return (x.permute(0, 3, 1, 2) / 255 - mean) / std
-
     tower.eval()
     with torch.no_grad():
         parts = [
-            model.encode_image(shown(images[i : i + 256]).to(device))
+            model.encode_image(_standardised(images[i : i + 256]).to(device))
             for i in range(0, len(images), 256)
         ]
     wanted = torch.cat(parts)
@@ -374,7 +376,7 @@ def _steady(
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 5, step])
-        seen = tower(soften(shown(augment(images[chosen], rng)), rng).to(device))
+        seen = tower(soften(_standardised(augment(images[chosen], rng)), rng).to(device))
         return (seen - wanted[chosen]).square().sum(1).mean() / size
 
     fit(
