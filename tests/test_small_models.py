@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from brainalign.data.stimuli import read_stimuli
+from brainalign.data.store import sha256_file
 from brainalign.errors import ConfigError, UnknownNameError
 from brainalign.small_models import scenes as renderer
 from brainalign.small_models.scenes import (
@@ -275,6 +276,27 @@ def test_a_steady_part_goes_on_to_the_same_weights_and_leaves_the_text(tmp_path,
             np.testing.assert_array_equal(value, plain[name], err_msg=name)
     assert any(not np.array_equal(v, plain[n]) for n, v in first.items() if "visual" in n)
     assert "softened" in (whole / "MODEL_CARD.md").read_text()
+
+
+def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
+    scenes = {**TINY, "scenes": tmp_path / "scenes"}
+    begun = clip.train_clip(
+        tmp_path / "begun", **{**scenes, "steps": 0, "steady_steps": 2}, start=barely_trained
+    )
+    before, after = _weights(barely_trained), _weights(begun)
+    text = [n for n in before if not n.startswith("visual.")]
+    for name in text:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    assert any(not np.array_equal(v, after[n]) for n, v in before.items() if n not in text)
+    for file in ("tokenizer.json", "open_clip_config.json"):
+        assert (begun / file).read_text() == (barely_trained / file).read_text()
+    settings = json.loads((begun / "training.json").read_text())["settings"]
+    assert settings["start"] == sha256_file(barely_trained / "open_clip_model.safetensors")
+    with pytest.raises(ConfigError, match="steps >= 1"):
+        clip.train_clip(tmp_path / "none", **{**scenes, "steps": 0})
+    other = {**scenes, "tower": "vit"}
+    with pytest.raises(ConfigError, match="differ in vision_cfg, text_cfg"):
+        clip.train_clip(tmp_path / "other", **other, start=barely_trained)
 
 
 def test_a_steady_image_tower_gives_soft_pictures_the_embeddings_of_clear_ones():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brainalign.data.store import atomic_dir, sha256_of
+from brainalign.data.store import atomic_dir, sha256_file, sha256_of
 from brainalign.errors import ConfigError, near
 from brainalign.features.attention import ATTENTION_KEY, full_attention, place_attention
 
@@ -69,6 +69,7 @@ TOWERS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 _CONTEXT = 32
+_WEIGHTS_FILE = "open_clip_model.safetensors"
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -116,6 +117,12 @@ def _fit_tokenizer(texts: list[str]) -> Any:
     return tokenizer
 
 
+def _read_tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the files from which `transformers.AutoTokenizer` loads."""
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
@@ -150,6 +157,7 @@ def train_clip(
     scenes: Path | str | None = None,
     tower: str = "resnet",
     attention: str = "softmax",
+    start: Path | str | None = None,
     steady_steps: int = 0,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
@@ -180,7 +188,7 @@ def train_clip(
     n_scenes : int
         Number of scenes to learn from.
     steps : int
-        Number of updates.
+        Number of updates; 0 only with `start`.
     seed : int
         Names the scenes and draws the first weights and the batches; below 10000, the seeds from
         there on being kept for measuring.
@@ -198,6 +206,9 @@ def train_clip(
         ``"neighborhood:k=3"``; see `brainalign_kernels.adapters.parse`. It has no parameters: with
         one seed, runs of all mechanisms begin with the same weights and see the same batches. The
         folder records it, and `brainalign.features.load_model` puts it in place again.
+    start : path, optional
+        A folder of this function whose weights and tokenizer are begun with; what was made from
+        its embeddings or its text tower stays valid after ``steps=0`` and a steady part.
     steady_steps : int
         Updates of the second part; its checkpoint lies in ``steady`` of `checkpoint`.
     batch_size : int
@@ -221,8 +232,8 @@ def train_clip(
     Raises
     ------
     ConfigError
-        If numbers make no sense, the mechanism is unknown or cannot go into the tower, or the
-        checkpoint belongs to other settings.
+        If numbers make no sense, the mechanism is unknown or cannot go into the tower, `start` has
+        another architecture, or the checkpoint belongs to other settings.
 
     References
     ----------
@@ -232,9 +243,10 @@ def train_clip(
     require("open_clip", "transformers")
     out_folder = Path(out_folder)
     check_run(out_folder, seed, checkpoint, stop_at, overwrite)
-    if n_scenes < batch_size or steps < 1 or batch_size < 2:
+    least = 0 if start else 1
+    if n_scenes < batch_size or steps < least or batch_size < 2:
         raise ConfigError(
-            f"Training needs steps >= 1 and n_scenes >= batch_size >= 2; got steps={steps}, "
+            f"Training needs steps >= {least} and n_scenes >= batch_size >= 2; got steps={steps}, "
             f"n_scenes={n_scenes}, batch_size={batch_size}."
         )
     if tower not in TOWERS:
@@ -243,10 +255,13 @@ def train_clip(
         "n_scenes": n_scenes, "steps": steps, "seed": seed, "batch_size": batch_size,
         "learning_rate": learning_rate, "tower": tower, "attention": full_attention(attention),
     }  # fmt: skip
+    if start:
+        settings["start"] = sha256_file(Path(start) / _WEIGHTS_FILE)
     folder = Path(checkpoint) if checkpoint else None
     shared = Path(scenes) if scenes else folder
     rendered = stored_scenes(n_scenes, seed, shared)
-    model, tokenizer, done = _train(settings, rendered, device, folder, save_every, stop_at)
+    begun = Path(start) if start else None
+    model, tokenizer, done = _train(settings, rendered, device, folder, save_every, stop_at, begun)
     if done < steps:
         return None
     if steady_steps:
@@ -272,9 +287,25 @@ def _write_model(model: Any, tokenizer: Any, settings: dict[str, Any], folder: P
     config[ATTENTION_KEY] = settings["attention"]
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     _write_tokenizer(tokenizer, folder)
-    save_file(
-        half_precision(model), folder / "open_clip_model.safetensors", metadata={"format": "pt"}
-    )
+    save_file(half_precision(model), folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def _begin(
+    model: torch.nn.Module, config: dict[str, Any], settings: dict[str, Any], folder: Path
+) -> None:
+    """Give the model the weights of a folder, if that is of the same architecture."""
+    from safetensors.torch import load_file
+
+    found = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    wanted = {**config["model_cfg"], ATTENTION_KEY: settings["attention"]}
+    has = {**found["model_cfg"], ATTENTION_KEY: found.get(ATTENTION_KEY, "softmax")}
+    if has != wanted:
+        differ = ", ".join(k for k in wanted if has.get(k) != wanted[k])
+        raise ConfigError(
+            f"The model in {folder} cannot be begun with: it is not of tower {settings['tower']!r} "
+            f"with attention {settings['attention']!r} (they differ in {differ})."
+        )
+    model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
 
 
 def _standardised(pictures: np.ndarray) -> torch.Tensor:
@@ -293,6 +324,7 @@ def _train(
     folder: Path | None,
     save_every: int,
     stop_at: int | None,
+    start: Path | None,
 ) -> tuple[Any, Any, int]:
     """Return the model, its tokenizer and the step it has reached."""
     import open_clip
@@ -304,7 +336,7 @@ def _train(
     flat = [text for group in texts for text in group]
     kinds = torch.tensor(listed, device=device)
     groups = torch.tensor([CATEGORIES.index(c) for c, _ in KINDS], device=device)[kinds]
-    tokenizer = _fit_tokenizer(flat)
+    tokenizer = _read_tokenizer(start) if start else _fit_tokenizer(flat)
     tokens = np.array([e.ids for e in tokenizer.encode_batch(flat)], np.int16)
     tokens = tokens.reshape(len(texts), CAPTIONS, _CONTEXT)
     settings = {**settings, "tokenizer": sha256_of(tokenizer.to_str())}
@@ -312,7 +344,10 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = _config(tokenizer.get_vocab_size(), settings["tower"])
-        model = open_clip.CLIP(**config["model_cfg"]).to(device)
+        model = open_clip.CLIP(**config["model_cfg"])
+    if start:
+        _begin(model, config, settings, start)
+    model.to(device)
     place_attention(model, settings["attention"])
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     free = [p for p in model.parameters() if p.ndim < 2]
@@ -546,6 +581,7 @@ def model_card(
     each = ", ".join(f"{c} {100 * v:.1f} %" for c, v in measured["by_category"].items())
     architecture, loading = _described(settings["tower"], settings["attention"])
     prompts = ", ".join(f'"a picture of {p}" ({c})' for c, p in PROMPTS.items())
+    begun = " Training began with the weights of another model." if settings.get("start") else ""
     steady = (
         f" In {settings['steady_steps']:,} steps more the image tower learnt to give moved, "
         "softened and noisy pictures the embeddings of the clear ones."
@@ -569,7 +605,7 @@ words, food, objects; colour, number, place, size, background and light vary), {
 each; {settings["steps"]:,} steps of AdamW, batch {settings["batch_size"]}, peak learning rate
 {settings["learning_rate"]:g}, seed {settings["seed"]}, float32 on the CPU. The loss is CLIP's
 between pictures and captions, plus the cross-entropies of naming the category and the
-sub-category.{steady} Made by `python -m brainalign.small_models.clip`.
+sub-category.{begun}{steady} Made by `python -m brainalign.small_models.clip`.
 
 ## Measured
 
@@ -600,6 +636,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--render-only", action="store_true", help="fill --scenes-folder and end")
     parser.add_argument("--tower", choices=TOWERS, default="resnet", help="of images")
     parser.add_argument("--attention", default="softmax", help="such as neighborhood:k=3")
+    parser.add_argument("--start", type=Path, help="model folder whose weights are begun with")
     parser.add_argument(
         "--steady-steps", type=int, default=0, help="updates on softened pictures at the end"
     )
@@ -614,7 +651,7 @@ def main(arguments: list[str] | None = None) -> int:
     out, common = common_options(parser, chosen)
     train_clip(
         out, **common, tower=chosen.tower, attention=chosen.attention,
-        steady_steps=chosen.steady_steps,
+        start=chosen.start, steady_steps=chosen.steady_steps,
         batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0
