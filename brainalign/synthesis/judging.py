@@ -39,11 +39,14 @@ __all__ = [
     "mean_cosine_distance",
     "mean_pixel_distance",
     "preferred_label",
+    "rise_over_neuroids",
 ]
 
 #: The set of all natural images, and the quantile of its activations that is to be exceeded.
 ALL_NATURAL = "all natural"
 TOP_SHARE = 0.01
+#: Level of `rise_over_neuroids`: strict, as neuroids of one region share noise.
+NEUROID_LEVEL = 0.001
 _SMALL = 32
 
 
@@ -226,10 +229,47 @@ def preferred_label(
     return (names[best] if corrected < level else ""), corrected
 
 
+def rise_over_neuroids(contributions: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    r"""Return the p-value of a rise of a target, neuroids being what is sampled.
+
+    One-sided Welch test of
+
+    .. math:: \sum_v w_v \Delta_v > 0,
+
+    with :math:`\Delta_v` the rise of a neuroid's mean prediction; neuroids of positive weight are
+    one sample, those of negative weight (a contrast) the other. Images that look unlike natural
+    ones move the prediction of every encoder, that of noise as well: of one encoder the direction
+    is luck, over neuroids of independent noise it averages out.
+
+    Parameters
+    ----------
+    contributions : ndarray, shape (n_neuroids,)
+        :math:`w_v \Delta_v`.
+    weights : ndarray, shape (n_neuroids,)
+        :math:`w_v`, none 0.
+
+    Returns
+    -------
+    float
+        NaN where a sample has fewer than 3 neuroids, or no neuroid differs from another.
+    """
+    samples = [contributions[side] for side in (weights > 0, weights < 0) if side.any()]
+    if min(len(x) for x in samples) < 3:
+        return float("nan")
+    parts = np.array([len(x) * x.var(ddof=1) for x in samples])
+    if parts.sum() == 0:
+        return float("nan")
+    freedom = parts.sum() ** 2 / sum(
+        v**2 / (len(x) - 1) for v, x in zip(parts, samples, strict=True)
+    )
+    return float(stats.t.sf(contributions.sum() / np.sqrt(parts.sum()), freedom))
+
+
 def compare_with_natural(
     activation: Mapping[str, NDArray[np.float64]],
     labels: Mapping[str, NDArray[np.str_]],
     *,
+    rises: Mapping[str, float] | None = None,
     top: Sequence[int] = (100, 200),
     n_bootstrap: int = 1000,
     seed: int = 0,
@@ -243,6 +283,8 @@ def compare_with_natural(
         this very activation, which makes them hard to exceed.
     labels : mapping of str to ndarray of str, shape (n_images,)
         By the same sets.
+    rises : mapping of str to float, optional
+        `rise_over_neuroids` of sets; NaN and sets that are not here are not held against a label.
     top : sequence of int
         How many best natural images.
     n_bootstrap : int
@@ -256,7 +298,8 @@ def compare_with_natural(
         ``activation`` (set) with ``_low`` and ``_high``; ``above`` (set), the share of images above
         the 99th percentile of natural ones, with bounds; ``share`` (set, label), with bounds;
         ``n`` (set); ``preferred`` and ``preferred_p`` (set), see `preferred_label`, where it is
-        also asked that the lower bound of the mean activation exceeds the natural mean.
+        also asked that the lower bound of the mean activation exceeds the natural mean and that
+        ``rise_p`` (set), from `rises`, is below `NEUROID_LEVEL`.
 
     Raises
     ------
@@ -282,8 +325,8 @@ def compare_with_natural(
     names = sorted({str(x) for _, found in sets.values() for x in found.tolist()})
     threshold = float(np.quantile(natural, 1 - TOP_SHARE))
     rows: dict[str, list[Any]] = {}
-    preferred: list[tuple[str, float]] = []
-    for i, (values, found) in enumerate(sets.values()):
+    preferred: list[tuple[str, float, float]] = []
+    for i, (name, (values, found)) in enumerate(sets.items()):
         rng = np.random.default_rng([seed, i])
         table = np.column_stack(
             [values, values > threshold, *[(found == label).astype(float) for label in names]]
@@ -303,15 +346,17 @@ def compare_with_natural(
             rows.setdefault(f"above{kind}", []).append(row[1])
             rows.setdefault(f"share{kind}", []).append(row[2:])
         label, p = preferred_label(found, labels[ALL_NATURAL])
-        rises = n_bootstrap > 0 and low[0] > natural.mean()
-        preferred.append((label if rises else "", p))
+        rise = float((rises or {}).get(name, np.nan))
+        confirmed = n_bootstrap > 0 and low[0] > natural.mean() and not rise >= NEUROID_LEVEL
+        preferred.append((label if confirmed else "", p, rise))
     dims = {"share": ("set", "label")}
     return xr.Dataset(
         {
             **{k: (dims.get(k.split("_")[0], ("set",)), np.array(v)) for k, v in rows.items()},
             "n": ("set", [len(v) for v, _ in sets.values()]),
-            "preferred": ("set", [label for label, _ in preferred]),
-            "preferred_p": ("set", [p for _, p in preferred]),
+            "preferred": ("set", [label for label, _, _ in preferred]),
+            "preferred_p": ("set", [p for _, p, _ in preferred]),
+            "rise_p": ("set", [rise for _, _, rise in preferred]),
         },
         coords={"set": list(sets), "label": names},
         attrs={"top_1_percent": threshold, "n_bootstrap": n_bootstrap, "seed": seed},
@@ -396,9 +441,16 @@ def judge(
         weights = same_neuroids(target.weights([first]), first, parts)
     found = {ALL_NATURAL: read_stimuli(natural), **{k: read_kept(v) for k, v in generated.items()}}
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "models": models}
-    activation = {
+    predicted = {
         k: predict_target(parts, weights, s, store=store if k == ALL_NATURAL else None, **options)
         for k, s in found.items()
+    }
+    activation = {k: values for k, (values, _) in predicted.items()}
+    used = np.concatenate([w[w != 0] for w in weights])
+    rises = {
+        k: rise_over_neuroids(each - predicted[ALL_NATURAL][1], used)
+        for k, (_, each) in predicted.items()
+        if k != ALL_NATURAL
     }
     model = labeller if isinstance(labeller, Model) else load_model(str(labeller), device=device)
     named = {
@@ -407,7 +459,9 @@ def judge(
         else label_images(model, s, labels, batch_size=batch_size, device=device)
         for k, s in found.items()
     }
-    ds = compare_with_natural(activation, named, top=top, n_bootstrap=n_bootstrap, seed=seed)
+    ds = compare_with_natural(
+        activation, named, rises=rises, top=top, n_bootstrap=n_bootstrap, seed=seed
+    )
     order = np.argsort(-activation[ALL_NATURAL], kind="stable")
     spread, pixels = [], []
     for name, n in zip(ds["set"].values.tolist(), ds["n"].values.tolist(), strict=True):

@@ -234,7 +234,7 @@ def predict_target(
     store: str | Path | None = None,
     batch_size: int = 32,
     device: str | torch.device = "auto",
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     r"""Return what an encoder predicts of a target for each stimulus, without gradients.
 
     .. math:: \hat a_s = \sum_v w_v \, \hat y_{sv}
@@ -259,8 +259,11 @@ def predict_target(
 
     Returns
     -------
-    ndarray, shape (n_stimuli,)
+    activation : ndarray, shape (n_stimuli,)
         In the unit of the responses.
+    contributions : ndarray, shape (n_used,)
+        :math:`w_v` times the mean of :math:`\hat y_{sv}` over stimuli, of each neuroid whose weight
+        is not 0.
     """
     used = [
         (e.isel(neuroid=np.flatnonzero(w)), w[w != 0])
@@ -285,7 +288,7 @@ def predict_target(
             store=store, batch_size=batch_size, device=device,
         )  # fmt: skip
         features += found.values()
-    out = np.zeros(len(stimuli))
+    out, contributions = np.zeros(len(stimuli)), []
     for part, w in used:
         mine = {}
         for i, source in enumerate(sources_of(part)):
@@ -294,8 +297,10 @@ def predict_target(
                 if all(str(ds[k].values) == source[k] for k in ("model", "layer"))
                 and ds.attrs["pooling"] == source.get("pooling", "mean")
             )  # fmt: skip
-        out += predict(part, mine).values.astype(np.float64) @ w
-    return out
+        predicted = predict(part, mine).values.astype(np.float64)
+        out += predicted @ w
+        contributions.append(w * predicted.mean(axis=0))
+    return out, np.concatenate(contributions)
 
 
 def largest_batch(
@@ -627,11 +632,11 @@ class _Maker:
     def _write(self, made: StimulusSet, config: Mapping[str, Any], at_once: int) -> StimulusSet:
         options: dict[str, Any] = {"models": self.models, "device": self.device}
         flat = [part for parts in self.guiding for part in parts]
-        guiding = predict_target(flat, self.weights, made, **options)
+        guiding, _ = predict_target(flat, self.weights, made, **options)
         ranking = guiding
         if self.ranking:
             flat = [part for parts in self.ranking for part in parts]
-            ranking = predict_target(flat, self.ranking_weights, made, **options)
+            ranking, _ = predict_target(flat, self.ranking_weights, made, **options)
         order = np.argsort(-ranking, kind="stable")
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order))

@@ -286,8 +286,9 @@ def _table(panels: Sequence[Panel]) -> Figure:
         title="All sets of images",
         caption="A label is preferred if it is more frequent than in all natural images (binomial "
         "test, corrected over labels) and the judging encoder confirms that the set's activation "
-        "is above that of natural images. Diversity is the mean pairwise cosine distance of the "
-        "judging encoder's features, and the root mean square difference of pixels.",
+        "is above that of natural images, over images and over neuroids. Diversity is the mean "
+        "pairwise cosine distance of the judging encoder's features, and the root mean square "
+        "difference of pixels.",
         data=xr.Dataset({k: ("row", v) for k, v in rows.items()}),
     )
 

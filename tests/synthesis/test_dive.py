@@ -66,7 +66,7 @@ def test_a_run_that_was_killed_ends_with_the_same_images(paths, tmp_path, monkey
     assert not np.allclose(index["predicted_reranking"], index["predicted_guiding"])
     kept = read_kept(tmp_path / "whole")
     assert kept.ids == [whole.ids[i] for i in order[:2]]
-    expected = predict_target(encoder, Target("A").weights([encoder]), whole)
+    expected, _ = predict_target(encoder, Target("A").weights([encoder]), whole)
     assert np.allclose(index["predicted_guiding"], expected, atol=1e-6)
     config = json.loads(index.attrs["config"])
     assert config["guidance"]["scale"] == 40 and config["scheduler"].startswith("DPMSolver")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_pipeline as tiny
 import torch
+from scipy import stats
 
 from brainalign.data.section import read_section, write_section
 from brainalign.data.stimuli import write_stimuli
@@ -21,6 +22,7 @@ from brainalign.synthesis.judging import (
     mean_cosine_distance,
     mean_pixel_distance,
     preferred_label,
+    rise_over_neuroids,
 )
 from brainalign.synthesis.sections import section_from_folders
 
@@ -68,6 +70,34 @@ def test_no_label_is_preferred_in_images_like_the_natural_ones():
         compare_with_natural({"x": np.ones(3)}, {"x": LABELS[:3]})
     with pytest.raises(SchemaError, match="finite"):
         compare_with_natural({ALL_NATURAL: np.ones(2) * np.nan}, {ALL_NATURAL: LABELS[:2]})
+
+
+def test_a_rise_is_tested_over_neuroids():
+    rng = np.random.default_rng(4)
+    rise = rng.normal(0.3, 1, 20), rng.normal(-0.1, 2, 12)
+    weights = np.repeat([1 / 20, -1 / 12], [20, 12])
+    found = rise_over_neuroids(np.concatenate(rise) * weights, weights)
+    expected = stats.ttest_ind(*rise, equal_var=False, alternative="greater").pvalue
+    assert found == pytest.approx(expected)
+    single = rise_over_neuroids(rise[0] / 20, weights[:20])
+    assert single == pytest.approx(stats.ttest_1samp(rise[0], 0, alternative="greater").pvalue)
+    assert np.isnan(rise_over_neuroids(np.ones(2), np.ones(2)))
+    # Encoders of noise rise or fall together with what all generated images share, by luck.
+    false = [
+        rise_over_neuroids(rng.standard_normal(30) / 30, np.full(30, 1 / 30)) < 0.05
+        for _ in range(2000)
+    ]
+    assert np.mean(false) == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_label_is_not_preferred_where_neuroids_do_not_agree():
+    natural, kinds = np.random.default_rng(1).standard_normal(500), np.resize(LABELS, 500)
+    sets = {ALL_NATURAL: natural, "generated": np.full(20, 2.0)}
+    named = {ALL_NATURAL: kinds, "generated": np.repeat("food", 20)}
+    for p, wanted in ((0.2, ""), (1e-6, "food"), (np.nan, "food")):
+        ds = compare_with_natural(sets, named, rises={"generated": p}).sel(set="generated")
+        assert ds["preferred"] == wanted
+        np.testing.assert_equal(float(ds["rise_p"]), p)
 
 
 def test_diversities_are_means_over_pairs(stimuli):

@@ -79,8 +79,9 @@ def test_targets_weigh_what_they_name(encoder, stimuli, model):
         Target(neuroids=("v3", "v1")): y.values[:, [1, 3]].mean(1),
     }.items():
         w = target.weights([encoder])
-        found = predict_target(encoder, w, stimuli)
+        found, contributions = predict_target(encoder, w, stimuli)
         assert np.allclose(found, expected, atol=1e-5), target.name
+        assert np.allclose(contributions, (w[0] * y.values.mean(0))[w[0] != 0], atol=1e-5)
     with pytest.raises(UnknownNameError, match="C"):
         Target("C").weights([encoder])
     with pytest.raises(UnknownNameError, match="v99"):
@@ -115,8 +116,8 @@ def test_parts_and_several_encoders_are_averaged(model, stimuli, encoder):
     module = ImageEncoder(flat, weights, device="cpu")
     assert len(module.towers) == 1  # One forward pass for three layers.
     expected = (
-        predict_target(parts, target.weights([parts]), stimuli)
-        + predict_target(other, target.weights([other]), stimuli)
+        predict_target(parts, target.weights([parts]), stimuli)[0]
+        + predict_target(other, target.weights([other]), stimuli)[0]
     ) / 2
     assert np.allclose(module.objective(images_of(stimuli)).numpy(), expected, atol=1e-4)
     with pytest.raises(SchemaError, match="different layers"):
