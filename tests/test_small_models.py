@@ -299,32 +299,59 @@ def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
         clip.train_clip(tmp_path / "other", **other, start=barely_trained)
 
 
-def test_a_steady_image_tower_gives_soft_pictures_the_embeddings_of_clear_ones():
-    import open_clip
-    import torch
+def _soft(images):
+    """Pictures as a small diffusion model draws them: without detail, a little noisy."""
     from PIL import Image
 
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")
-    model.eval()
-    shown = [s.image for s in renderer.render_scenes(36, seed=30_000, size=64)]
-    rng = np.random.default_rng(0)
-    soft = []
-    for x in shown:
+    rng, out = np.random.default_rng(0), []
+    for x in images:
         small = Image.fromarray(x).resize((20, 20), Image.Resampling.BOX).resize((64, 64))
-        noisy = np.asarray(small) + rng.normal(0, 10, x.shape)
-        soft.append(noisy.clip(0, 255).astype(np.uint8))
+        out.append((np.asarray(small) + rng.normal(0, 10, x.shape)).clip(0, 255).astype(np.uint8))
+    return out
+
+
+def _embedder(model, transform):
+    import torch
+    from PIL import Image
 
     def embed(images):
         with torch.no_grad():
             x = torch.stack([transform(Image.fromarray(i)) for i in images])
             return model.encode_image(x, normalize=True)
 
+    return embed
+
+
+@pytest.mark.parametrize("name", ["small_clip", "small_judge"])
+def test_the_shipped_image_towers_are_steady(name):
+    import open_clip
+
+    folder = clip.WEIGHTS.parent / name
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    embed = _embedder(model.eval(), transform)
+    shown = [s.image for s in renderer.render_scenes(36, seed=30_000, size=64)]
+    clear, soft = embed(shown), embed(_soft(shown))
+    assert (soft * clear).sum(1).mean() > 0.9
+    assert (clear @ clear.T).mean() < 0.5
+
+
+def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
+    import open_clip
+    import torch
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")
+    model.eval()
+    with torch.no_grad():  # a tower that sees fine detail above all
+        model.visual.conv1.weight += 0.1 * (-1.0) ** torch.arange(9).reshape(3, 3)
+    embed = _embedder(model, transform)
+    shown = [s.image for s in renderer.render_scenes(36, seed=30_000, size=64)]
+    soft = _soft(shown)
     clear = embed(shown)
     before = (embed(soft) * clear).sum(1).mean()
     learnt = np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
     settings = {"steady_steps": 30, "batch_size": 32, "learning_rate": 1e-3, "seed": 3}
     clip._steady(model, learnt, settings, "cpu", None, 100)
-    assert (embed(soft) * clear).sum(1).mean() > before + 0.05
+    assert (embed(soft) * clear).sum(1).mean() > before + 0.03
     assert (embed(shown) * clear).sum(1).mean() > 0.9
 
 

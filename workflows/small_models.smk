@@ -6,8 +6,11 @@ SMALL_DEVICE = "cpu" if config["features"]["device"] == "auto" else config["feat
 
 # Name -> module of its trainer, and options of its own.
 TRAINERS = {
-    "small_clip": ("clip", {"seed": config["seed"]}),
-    "small_judge": ("clip", {"tower": "vit", "seed": config["seed"] + 7, "scenes": 8000, "steps": 1500}),
+    "small_clip": ("clip", {"seed": config["seed"], "steady_steps": 2400}),
+    "small_judge": (
+        "clip",
+        {"tower": "vit", "seed": config["seed"] + 7, "scenes": 8000, "steps": 3000, "steady_steps": 1500},
+    ),
     "small_classifier": ("classifier", {"seed": config["seed"] + 13}),
     "small_captioner": ("captioner", {"seed": config["seed"] + 1}),
     "small_diffusion": ("diffusion", {"seed": config["seed"]}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -581,13 +582,27 @@ def model_card(
     each = ", ".join(f"{c} {100 * v:.1f} %" for c, v in measured["by_category"].items())
     architecture, loading = _described(settings["tower"], settings["attention"])
     prompts = ", ".join(f'"a picture of {p}" ({c})' for c, p in PROMPTS.items())
-    begun = " Training began with the weights of another model." if settings.get("start") else ""
-    steady = (
-        f" In {settings['steady_steps']:,} steps more the image tower learnt to give moved, "
-        "softened and noisy pictures the embeddings of the clear ones."
-        if settings.get("steady_steps")
-        else ""
-    )
+    told = [
+        f"{settings['n_scenes']:,} scenes drawn by `brainalign.small_models.scenes` (people, "
+        "bodies, places, words, food, objects; colour, number, place, size, background and light "
+        f"vary), {CAPTIONS} captions each; AdamW, batch {settings['batch_size']}, seed "
+        f"{settings['seed']}, float32 on the CPU."
+    ]
+    if settings.get("start"):
+        told.append("Training began with the weights of a model of the same architecture.")
+    if settings["steps"]:
+        told.append(
+            f"{settings['steps']:,} steps, peak learning rate {settings['learning_rate']:g}: the "
+            "loss is CLIP's between pictures and captions, plus the cross-entropies of naming the "
+            "category and the sub-category."
+        )
+    if settings.get("steady_steps"):
+        told.append(
+            f"In {settings['steady_steps']:,} steps at half that rate the image tower alone learnt "
+            "to give moved, softened and noisy pictures the embeddings of the clear ones."
+        )
+    told.append("Made by `python -m brainalign.small_models.clip`.")
+    training = textwrap.fill(" ".join(told), 99)
     return f"""# {name}
 
 A very small CLIP ({n_parameters / 1e6:.2f} million parameters, stored as float16) for machines
@@ -600,12 +615,7 @@ with a shared space of 128 dimensions.
 
 ## Training
 
-{settings["n_scenes"]:,} scenes drawn by `brainalign.small_models.scenes` (people, bodies, places,
-words, food, objects; colour, number, place, size, background and light vary), {CAPTIONS} captions
-each; {settings["steps"]:,} steps of AdamW, batch {settings["batch_size"]}, peak learning rate
-{settings["learning_rate"]:g}, seed {settings["seed"]}, float32 on the CPU. The loss is CLIP's
-between pictures and captions, plus the cross-entropies of naming the category and the
-sub-category.{begun}{steady} Made by `python -m brainalign.small_models.clip`.
+{training}
 
 ## Measured
 
