@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brainalign.data.store import atomic_dir, sha256_file
+from brainalign.data.store import atomic_dir, sha256_file, sha256_of
 from brainalign.errors import ConfigError
 
 from .clip import PROMPTS, WEIGHTS
@@ -58,6 +58,7 @@ _NOISE: dict[str, Any] = {
 }  # fmt: skip
 _KL = 0.01
 _EMPTY = 0.2
+_PARTS = tuple(f"{p}/diffusion_pytorch_model.safetensors" for p in ("vae", "unet"))
 _SNR_LIMIT = 5.0
 
 
@@ -206,17 +207,25 @@ def _start_from_averages(model: Any, images: np.ndarray) -> None:
 
 
 def _train_autoencoder(
-    images: np.ndarray, settings: dict[str, Any], device: str, folder: Path | None, every: int
+    images: np.ndarray,
+    settings: dict[str, Any],
+    device: str,
+    folder: Path | None,
+    every: int,
+    start: Path | None,
 ) -> Any:
     import torch
     from diffusers import AutoencoderKL
     from torch.nn.functional import avg_pool2d
 
     seed, crop = settings["seed"], settings["crop"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoencoderKL(**_VAE)
-    _start_from_averages(model, images)
+    if start:
+        model = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoencoderKL(**_VAE)
+        _start_from_averages(model, images)
     model = model.to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
@@ -271,6 +280,7 @@ def _train_unet(
     folder: Path | None,
     every: int,
     stop_at: int | None,
+    start: Path | None,
 ) -> tuple[Any, int]:
     import torch
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -286,11 +296,15 @@ def _train_unet(
     noise_of = DDPMScheduler(**_NOISE)
     alphas = noise_of.alphas_cumprod.to(device)
     snr = alphas / (1 - alphas)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = UNet2DConditionModel(
-            **_UNET, cross_attention_dim=encoder.config.hidden_size
-        ).to(device)  # fmt: skip
+    if start:
+        model = UNet2DConditionModel.from_pretrained(
+            start, subfolder="unet", torch_dtype=torch.float32
+        )
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = UNet2DConditionModel(**_UNET, cross_attention_dim=encoder.config.hidden_size)
+    model.to(device)
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 3, step])
@@ -331,6 +345,7 @@ def train_diffusion(
     out_folder: Path | str,
     *,
     clip: Path | str = WEIGHTS,
+    start: Path | str | None = None,
     n_scenes: int = 12_000,
     autoencoder_steps: int = 4800,
     steps: int = 3600,
@@ -364,10 +379,13 @@ def train_diffusion(
         ``samples.png``.
     clip : path
         Folder of the small CLIP model whose text tower conditions the denoiser.
+    start : path, optional
+        A folder of this function whose autoencoder and denoiser are begun with, at half the rate.
     n_scenes : int
         Number of scenes to learn from.
     autoencoder_steps, steps : int
-        Updates of the autoencoder (8 pictures each) and of the denoiser (32 each).
+        Updates of the autoencoder (8 pictures each; 0 only with `start`) and of the denoiser (32
+        each).
     seed : int
         Names the scenes and draws first weights, batches and noise; below 10000.
     device : str
@@ -406,10 +424,11 @@ def train_diffusion(
     require("diffusers", "transformers", "open_clip")
     out_folder = Path(out_folder)
     check_run(out_folder, seed, checkpoint, stop_at, overwrite)
-    if n_scenes < 32 or steps < 1 or autoencoder_steps < 1:
+    least = 0 if start else 1
+    if n_scenes < 32 or steps < 1 or autoencoder_steps < least:
         raise ConfigError(
-            f"Training needs n_scenes >= 32 and at least one step of each part; got n_scenes="
-            f"{n_scenes}, autoencoder_steps={autoencoder_steps}, steps={steps}."
+            f"Training needs n_scenes >= 32, steps >= 1 and autoencoder_steps >= {least}; got "
+            f"n_scenes={n_scenes}, autoencoder_steps={autoencoder_steps}, steps={steps}."
         )
     if stop_at is None:
         judge = _judge(judge)
@@ -418,18 +437,24 @@ def train_diffusion(
     text = text_encoder(clip)
     images, texts, _ = stored_scenes(n_scenes, seed, shared)
     settings: dict[str, Any] = {"n_scenes": n_scenes, "seed": seed}
+    begun = Path(start) if start else None
+    rate = 0.5 if begun else 1.0
+    if begun:
+        settings["start"] = sha256_of([sha256_file(begun / part) for part in _PARTS])
     first = {
-        **settings, "steps": autoencoder_steps, "batch_size": 8, "learning_rate": 2e-3,
+        **settings, "steps": autoencoder_steps, "batch_size": 8, "learning_rate": rate * 2e-3,
         "weight_decay": 0.0, "crop": IMAGE_SIZE // 2, "crop_steps": autoencoder_steps * 2 // 3,
     }  # fmt: skip
-    vae = _train_autoencoder(images, first, device, folder and folder / "vae", save_every)
+    vae = _train_autoencoder(images, first, device, folder and folder / "vae", save_every, begun)
     second = {
-        **settings, "steps": steps, "batch_size": 32, "learning_rate": 1e-3, "weight_decay": 0.01,
+        **settings, "steps": steps, "batch_size": 32, "learning_rate": rate * 1e-3,
+        "weight_decay": 0.01,
         "clip": sha256_file(Path(clip) / "open_clip_model.safetensors"),
     }  # fmt: skip
     unet, done = _train_unet(
-        vae, text, images, texts, second, device, folder and folder / "unet", save_every, stop_at
-    )
+        vae, text, images, texts, second, device, folder and folder / "unet", save_every, stop_at,
+        begun,
+    )  # fmt: skip
     if done < steps:
         return None
     out_folder.parent.mkdir(parents=True, exist_ok=True)
@@ -649,6 +674,7 @@ def main(arguments: list[str] | None = None) -> int:
         scenes=12_000, steps=3600, seed=0, measured=(20, "pictures a category"),
     )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=WEIGHTS, help="gives the text tower")
+    parser.add_argument("--start", type=Path, help="model folder whose weights are begun with")
     parser.add_argument(
         "--autoencoder-steps", type=int, default=4800, help="updates before those of --steps"
     )
@@ -656,8 +682,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     out, common = common_options(parser, chosen)
     train_diffusion(
-        out, **common, clip=chosen.clip, autoencoder_steps=chosen.autoencoder_steps,
-        judge=chosen.judge,
+        out, **common, clip=chosen.clip, start=chosen.start,
+        autoencoder_steps=chosen.autoencoder_steps, judge=chosen.judge,
     )  # fmt: skip
     return 0
 
