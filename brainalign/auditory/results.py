@@ -118,10 +118,12 @@ def read_results(path: Path | str) -> list[WindowCorrelations]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    unreadable = (ValueError, NotImplementedError, TypeError, EOFError, MatReadError, zlib.error)
+    unreadable = (ValueError, NotImplementedError, TypeError, OSError, MatReadError, zlib.error)
     try:
         content = loadmat(path)
     except unreadable as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # no such file, say
         raise SchemaError(
             f"{path} is no MATLAB file of version 5: {error}.",
             "Save it anew with save(..., '-v7') if it is of version 7.3.",

@@ -439,6 +439,17 @@ SPACES: Mapping[str, tuple[Callable[[NDArray, float, float], NDArray], str]] = {
 }
 
 
+def _spaces_of(
+    sound: NDArray, rate: float, rate_out: float, spaces: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """Return the features of a sound by space; the envelope that two spaces need is made once."""
+    made: dict[str, NDArray[np.float64]] = {}
+    if {"envelope", "onsets"} <= set(spaces):
+        made["envelope"] = SPACES["envelope"][0](sound, rate, rate_out)
+        made["onsets"] = onsets(made["envelope"], rate_out)
+    return [made[s] if s in made else SPACES[s][0](sound, rate, rate_out) for s in spaces]
+
+
 def talker_features(
     talkers: Sequence[Sequence[tuple[ArrayLike, float]]],
     spaces: Sequence[str] = ("envelope",),
@@ -485,7 +496,7 @@ def talker_features(
         )
     blocks, run = [], []
     for t, trial in enumerate(talkers):
-        made = [[SPACES[s][0](np.asarray(x), r, rate_out) for s in spaces] for x, r in trial]
+        made = [_spaces_of(np.asarray(x), r, rate_out, spaces) for x, r in trial]
         shortest = min(len(f) for fs in made for f in fs)
         n = shortest if n_times is None else int(n_times[t])
         if n > shortest:

@@ -102,8 +102,8 @@ def read_recordings(
             raise UnknownNameError(
                 f"{path} holds {', '.join(f'{k} {a.shape}' for k, a in arrays.items())}; "
                 + (f"no {name!r}." if name else f"{len(others)} of them may be the recording."),
-                "A recording is (samples, channels) with as many samples as the feature; name its "
-                "array if there are several.",
+                "Name the array of the recording, (samples, channels) with as many samples as the "
+                "feature.",
             )
         for key in (name, target):
             if arrays[key].dtype.kind not in "iuf":
@@ -125,10 +125,10 @@ def read_recordings(
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of a ``.npz`` file."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise SchemaError(f"{path} is a single array.", "Give .npz files.")
-        with content:
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise SchemaError(f"{path} is a single array.", "Give .npz files.")
             return {name: content[name] for name in content.files}
     except (ValueError, EOFError, BadZipFile, zlib.error) as error:
         if isinstance(error, SchemaError):
