@@ -445,7 +445,8 @@ def switch_curve(
         infinite; ``latency_low`` and ``latency_high``, its interval from trials drawn with
         replacement; ``followed``, the share of switches; ``share`` (length, since), that of
         decisions for the new talker by the time since the switch in seconds; ``n_switches``.
-        Lengths of which no trial holds two windows are left out.
+        Lengths are left out where attention nowhere stays for the half window to follow and the
+        whole one to hold.
 
     Raises
     ------
@@ -469,20 +470,23 @@ def switch_curve(
     switches = [1 + np.flatnonzero(np.diff(known[name].attended)) for name in order]
     if not sum(map(len, switches)):
         raise SchemaError("Attention never switches in these trials.")
+    stay = max(
+        float(np.diff([*at, len(known[name].attended)]).max(initial=0)) / known[name].sampling_rate
+        for name, at in zip(order, switches, strict=True)
+    )
     draws = np.random.default_rng(seed).integers(len(order), size=(n_bootstrap, len(order)))
-    kept, rows, shares = [], [], []
-    for length in lengths:
+    # Half a window to follow, and a whole one to hold.
+    kept = [float(x) for x in lengths if 1.5 * x + ahead <= stay]
+    rows, shares = [], []
+    for length in kept:
         here = scores["length"].values == length
         of_trial = [np.flatnonzero(here & (trial == k)) for k in order.values()]
         steps = np.concatenate([np.diff(scores["start"].values[r]) for r in of_trial])
-        if not len(steps):
-            continue
-        step = float(steps.min())
+        step = float(steps.min(initial=np.inf))
         if step >= length:
             raise SchemaError(
                 f"Windows of {length} s come every {step:g} s.", "Score them with a shorter hop."
             )
-        kept.append(length)
         # As many decisions as there are from a window to the one beside it.
         hold = 1 + round(length / step)
         latency, since, new = [], [], []
@@ -502,25 +506,29 @@ def switch_curve(
         medians = [
             np.nan_to_num(np.concatenate([latency[i] for i in d]), nan=np.inf) for d in draws
         ]
-        low, high = _interval([float(np.median(m)) for m in medians if len(m)], level)
+        ends = _interval([float(np.median(m)) for m in medians if len(m)], level)
         if len(order) < 2:
-            low = high = np.nan
-        rows.append((np.median(every), low, high, np.isfinite(every).mean(), len(every)))
+            ends = (np.nan, np.nan)
+        rows.append((np.median(every), *ends, np.isfinite(every).mean(), len(every)))
         places, bins = np.unique(np.concatenate(since).round(6), return_inverse=True)
         share = np.bincount(bins, np.concatenate(new)) / np.bincount(bins)
-        shares.append(xr.DataArray(share, {"since": places}, "since"))
-    columns_of = ("latency", "latency_low", "latency_high", "followed", "n_switches")
-    columns = dict(zip(columns_of, zip(*rows, strict=True), strict=True))
-    found = xr.Dataset(
-        {name: ("length", np.array(values)) for name, values in columns.items()},
-        coords={"length": ("length", kept, {"units": "s"})},
+        shares.append(dict(zip(places.tolist(), share.tolist(), strict=True)))
+    grid = sorted({place for s in shares for place in s})
+    values = np.array([[s.get(place, np.nan) for place in grid] for s in shares])
+    median, low, high, followed, n = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    seconds = {"units": "s"}
+    return xr.Dataset(
+        {
+            "latency": ("length", median, seconds),
+            "latency_low": ("length", low, seconds),
+            "latency_high": ("length", high, seconds),
+            "followed": ("length", followed),
+            "n_switches": ("length", n.astype(np.int64)),
+            "share": (("length", "since"), values.reshape(len(kept), len(grid))),
+        },
+        coords={"length": ("length", kept, seconds), "since": ("since", grid, seconds)},
         attrs={"level": level},
     )
-    found["share"] = xr.concat(shares, dim="length", join="outer")
-    found["since"].attrs["units"] = "s"
-    for name in ("latency", "latency_low", "latency_high"):
-        found[name].attrs["units"] = "s"
-    return found
 
 
 def _interval(values: Sequence[float], level: float) -> tuple[float, float]:

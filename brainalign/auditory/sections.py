@@ -63,6 +63,8 @@ _REFERENCES = {
 #: Subjects whose response functions and maps are drawn, and channels of each.
 _SUBJECTS_DRAWN, _CHANNELS_DRAWN = 4, 2
 _DRAWS = 2000
+#: Windows after a switch that are drawn.
+_SHOWN = 4
 _LATENCY = ("latency", "latency_low", "latency_high")
 #: Fewer listeners than these say nothing of others: intervals are over their trials.
 _FEW = 5
@@ -126,13 +128,12 @@ def attention_section(
     figures = [_curves(decoded, names, published, seed)]
     if len(subjects) > 1:
         figures += [
-            _by_subject(by, key, names[key], published[key])
-            for key, by in decoded.items()
-            if next(iter(by.values())).attrs["decoder"] != "oracle"
+            _by_subject(by, key, names[key], published[key]) for key, by in _judged(decoded).items()
         ]
     figures.append(_switches(decoded, names, published))
     switching = {
-        key: {s: ds for s, ds in by.items() if "latency" in ds} for key, by in decoded.items()
+        key: {s: ds for s, ds in by.items() if ds.sizes.get("switch_length")}
+        for key, by in decoded.items()
     }
     if all(switching.values()):
         figures += _followed(switching, names, seed)
@@ -167,6 +168,18 @@ def attention_section(
         },
         order=46,
     )
+
+
+def _judged(
+    decoded: Mapping[str, Mapping[str, xr.Dataset]],
+) -> Mapping[str, Mapping[str, xr.Dataset]]:
+    """Return the decoders without those that know the answer, unless there are no others."""
+    found = {
+        key: by
+        for key, by in decoded.items()
+        if next(iter(by.values())).attrs["decoder"] != "oracle"
+    }
+    return found or decoded
 
 
 def _all(decoded: Mapping[str, Mapping[str, xr.Dataset]]) -> list[xr.Dataset]:
@@ -250,7 +263,7 @@ def _curves(
             else ", mean over listeners with 95 % intervals from trials drawn again, since windows "
             "of one trial are not independent. "
         )
-        + "Ground of guessing: what 95 % of guesses reach in as many windows of one listener. "
+        + "Shaded around guessing: what 95 % of guesses reach in as many windows of one listener. "
         "Look whether a curve leaves the band of guessing, and how it rises: it must, as longer "
         "windows hold more evidence.",
         _series_dataset(lengths, series, "accuracy"),
@@ -351,9 +364,8 @@ def _followed(
     """Draw how decisions follow switches: by the time since, and by the length of the window."""
     lengths = _switch_lengths(decoded)
     chosen = _near(lengths)
-    since = np.unique(
-        np.concatenate([ds["since"].values for ds in _all(decoded)]).astype(np.float64)
-    )
+    since = np.unique(np.concatenate([ds["since"].values for ds in _all(decoded)]))
+    since = since[since <= _SHOWN * chosen]
     share, latency, lost = {}, {}, []
     for key, by in decoded.items():
         curves = np.stack(
@@ -414,11 +426,7 @@ def _followed(
 
 
 def _switch_lengths(decoded: Mapping[str, Mapping[str, xr.Dataset]]) -> NDArray[np.float64]:
-    return np.unique(
-        np.concatenate(
-            [ds["switch_length"].values[ds["followed"].values > 0] for ds in _all(decoded)]
-        )
-    )
+    return np.unique(np.concatenate([ds["switch_length"].values for ds in _all(decoded)]))
 
 
 def _latencies(
@@ -428,7 +436,7 @@ def _latencies(
         return []
     length = _near(_switch_lengths(decoded))
     estimates = []
-    for key, by in decoded.items():
+    for key, by in _judged(decoded).items():
         mean, low, high = (
             float(v[0])
             for v in _mean(by, np.array([length]), seed, of=_LATENCY, over="switch_length")
@@ -576,7 +584,7 @@ def _estimates(
     seed: int,
 ) -> list[Estimate]:
     estimates = []
-    for key, by in decoded.items():
+    for key, by in _judged(decoded).items():
         lengths = _lengths(by)
         length = _near(lengths)
         i = int(np.flatnonzero(lengths == length)[0])

@@ -186,6 +186,9 @@ def test_switches_are_followed():
         switch_curve(scores, trials[:1])
     with pytest.raises(SchemaError, match="shorter hop"):
         switch_curve(scores.isel(window=slice(None, None, 2)), trials)
+    # Attention stays for 8 s: too short to follow windows of 5 s, and to hold.
+    longer = switch_curve(scores.assign_coords(length=scores["length"] + 3), trials)
+    assert longer.sizes == {"length": 0, "since": 0}
     with pytest.raises(SchemaError, match="never switches"):
         switch_curve(scores, [t.cut(0, 8) for t in trials])
 
