@@ -426,6 +426,8 @@ def decode(
         raise ConfigError(
             f"The longest trial has {longest:.1f} s, shorter than all windows: {list(lengths)} s."
         )
+    if others and split != "subject":
+        raise ConfigError(f"Other subjects are of no use to the split {split!r}.")
     splits: list[Split] = []
     everyone = trials
     if split == "trial":

@@ -159,12 +159,27 @@ def test_a_subject_is_left_out(clips):
     assert section.summary[-1].value == pytest.approx(mean) and section.summary[-1].unit == "s"
     assert "Fitted to other listeners alone: other." in section.intro
     (s1, features), s2 = made["s1"], made["s2"]
+    with pytest.raises(ConfigError, match="of no use to the split 'trial'"):
+        decode(s1, features, "oracle", others=[s2])
     with pytest.raises(ConfigError, match="must be others"):
         decode(s1, features, "oracle", split="subject")
     with pytest.raises(ConfigError, match="'s1' is among the others"):
         decode(s1, features, "oracle", split="subject", others=[made["s1"], s2])
     with pytest.raises(SchemaError, match=r"different channels: \{'s1': 3, 's2': 4\}"):
         decode(s1.isel(neuroid=slice(3)), features, "oracle", split="subject", others=[s2])
+
+
+def test_voices_are_told_apart_by_their_spectrum(clips):
+    made = simulate_listening(
+        clips, trials=4, seconds=10, rate=RATE, electrodes=3, deaf=0, sound_rate=2000.0,
+        spaces=("envelope", "mel"),
+    )  # fmt: skip
+    settings = {"n_clusters": 3, "epochs": 1, "hidden": 4}
+    found = decode(*made, "cluster", settings, lengths=(5,), repeated=True)
+    assert np.isfinite(found["score"]).all() and found["n_windows"].values.tolist() == [8]
+    envelope = made[1].isel(feature=np.flatnonzero(made[1]["space"] == "envelope"))
+    with pytest.raises(SchemaError, match="Prepare the recording with mel"):
+        decode(made[0], envelope, "cluster", settings)
 
 
 def test_names_of_decoders():
