@@ -851,12 +851,16 @@ def _aad_decode(args: argparse.Namespace) -> int:
     from brainalign.auditory.experiment import decode
     from brainalign.data.store import provenance, read, write
 
+    recordings = [
+        (read(f / "responses.zarr", "responses"), read(f / "features.zarr", "features"))
+        for f in (args.recording, *args.others)
+    ]
     found = decode(
-        read(args.recording / "responses.zarr", "responses"),
-        read(args.recording / "features.zarr", "features"),
+        *recordings[0],
         args.decoder,
         args.settings,
         responsive=args.responsive,
+        others=recordings[1:],
         lengths=args.lengths,
         split=args.split,
         n_folds=args.folds,
@@ -1025,7 +1029,19 @@ def _parser() -> argparse.ArgumentParser:
         "--responsive", type=json.loads,
         help="choose responsive channels in the training trials: settings, as JSON",
     )  # fmt: skip
-    p.add_argument("--split", choices=("trial", "stimulus"), default="trial")
+    p.add_argument(
+        "--split",
+        choices=("trial", "stimulus", "subject"),
+        default="trial",
+        help="what is left out",
+    )
+    p.add_argument(
+        "--others",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="recordings to fit to, to leave out a subject",
+    )
     p.add_argument("--folds", type=int, help="in place of single trials or stimuli")
     p.add_argument("--repeated", action="store_true", help="training and test may share sound")
 

@@ -207,8 +207,20 @@ def _check_listening(config: dict[str, Any]) -> None:
                 f"The study {name!r} needs parameters.sounds: a study with a clip of each talker, "
                 "such as panayotov2015."
             )
-    for key, decoder in config.get("listening", {}).get("decoders", {}).items():
+    listening = config.get("listening", {"decoders": {}})
+    for key, decoder in listening["decoders"].items():
         decoder.setdefault("title", key)
+        decoder.setdefault("split", listening["split"])
+        alone = [
+            name
+            for name, study in config["studies"].items()
+            if "attention" in study["analyses"] and len(study["subjects"]) < 2
+        ]
+        if decoder["split"] == "subject" and alone:
+            raise ConfigError(
+                f"The decoder {key!r} leaves out a subject; {alone[0]!r} has no other.",
+                "Name more subjects, or split by trial or stimulus.",
+            )
 
 
 def _known(name: str | None, known: Mapping[str, Any], where: str, group: str) -> None:

@@ -36,6 +36,11 @@ rule listening:
 rule attend:
     input:
         recording=OUT + "/listening/recordings/{study}/{subject}",
+        others=lambda w: [
+            f"{OUT}/listening/recordings/{w.study}/{other}"
+            for other in STUDIES[w.study]["subjects"]
+            if DECODERS[w.decoder]["split"] == "subject" and other != w.subject
+        ],
     output:
         decoded=OUT + "/listening/decoded/{study}/{subject}/{decoder}.nc",
     log:
@@ -50,14 +55,16 @@ rule attend:
             decoder=DECODERS[w.decoder]["kind"],
             settings=DECODERS[w.decoder]["settings"] or None,
             responsive=DECODERS[w.decoder].get("responsive"),
-            **{k: LISTENING.get(k) for k in ("lengths", "split", "folds", "repeated")},
+            split=DECODERS[w.decoder]["split"],
+            **{k: LISTENING.get(k) for k in ("lengths", "folds", "repeated")},
             seed=config["seed"],
         ),
+        others=lambda w, input: "--others " + shlex.join(input.others) if input.others else "",
     threads: resource("attend", "threads")
     resources:
         **needs("attend"),
     shell:
-        "brainalign aad-decode {input.recording} --out {output.decoded} {params.options} 2> {log}"
+        "brainalign aad-decode {input.recording} --out {output.decoded} {params.options} {params.others} 2> {log}"
 
 
 rule listening_section:

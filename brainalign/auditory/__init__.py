@@ -30,6 +30,7 @@ _HOME = {
     "onsets": "sound",
     "preprocess": "preprocessing",
     "read_results": "results",
+    "switch_curve": "evaluation",
     "switch_latency": "evaluation",
     "switching": "listener",
     "talker_features": "sound",

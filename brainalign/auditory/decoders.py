@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 from brainalign.auditory.trials import ListeningTrial, content_groups
 from brainalign.data.splits import Split, by_group, check_leak
 from brainalign.errors import ConfigError, SchemaError
+from brainalign.linear import AlphaEdgeWarning
 from brainalign.linear.lagged import (
     LaggedRidge,
     delayed,
@@ -863,7 +866,7 @@ def cross_validate(
     lengths: Sequence[float] = (1, 2, 5, 10, 20, 40),
     *,
     splits: str | Sequence[Split] = "trial",
-    hop_share: float = 1.0,
+    hop: float | None = None,
     allow_leak: bool = False,
 ) -> xr.Dataset:
     """Score windows of trials that the decoder was not fitted to.
@@ -881,8 +884,8 @@ def cross_validate(
         Lengths of windows, seconds.
     splits : {"trial", "subject"} or sequence of (train, test)
         See `make_splits`.
-    hop_share : float
-        Hop from window to window as a share of the length; 1 for windows without overlap.
+    hop : float, optional
+        Seconds from window to window; by default they do not overlap.
     allow_leak : bool
         Accept that training and test trials share a stretch of sound or of recording, bit by bit;
         then it is logged. Stories that all listeners hear are the common case.
@@ -890,25 +893,52 @@ def cross_validate(
     Returns
     -------
     xarray.Dataset
-        As `AttentionDecoder.score_windows` gives, of all lengths and trials, with the decoder's
-        name in attrs; for `brainalign.auditory.evaluation.accuracy_curve`.
+        As `AttentionDecoder.score_windows` gives, of all lengths and trials; for
+        `brainalign.auditory.evaluation.accuracy_curve`. In attrs the name of the ``decoder``, and
+        the ``look_ahead``: seconds after a window that it takes.
 
     Raises
     ------
     LeakError
         If training and test trials share content and it is not allowed.
+
+    Warns
+    -----
+    AlphaEdgeWarning
+        Once, if fits choose an end of the grid of penalties.
     """
     _check_together(trials)
     pairs = make_splits(trials, splits) if isinstance(splits, str) else list(splits)
     check_leak(pairs, content_groups(trials), allow=allow_leak)
-    parts = []
-    for train, test in tqdm(pairs, desc=type(decoder).__name__, disable=None, leave=False):
-        fitted = clone(decoder).fit([trials[i] for i in train])
-        for length in lengths:
+    parts, look_ahead = [], 0.0
+    with _edges_said_once(len(pairs)):
+        for train, test in tqdm(pairs, desc=type(decoder).__name__, disable=None, leave=False):
+            fitted = clone(decoder).fit([trials[i] for i in train])
+            look_ahead = fitted.reach[1] / fitted.sampling_rate_
             held_out = [trials[i] for i in test]
-            parts.append(fitted.score_windows(held_out, length, hop=hop_share * length))
+            parts += [fitted.score_windows(held_out, length, hop=hop) for length in lengths]
     scores = xr.concat(parts, dim="window", coords="minimal")
-    return scores.assign_attrs(decoder=type(decoder).__name__)
+    return scores.assign_attrs(decoder=type(decoder).__name__, look_ahead=look_ahead)
+
+
+@contextmanager
+def _edges_said_once(n_fits: int) -> Iterator[None]:
+    """Gather the warnings of penalties at an end of the grid, which every fit gives, into one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", AlphaEdgeWarning)
+        try:
+            yield
+        finally:
+            edges = [w for w in caught if issubclass(w.category, AlphaEdgeWarning)]
+            others = [w for w in caught if w not in edges]
+    for w in others:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    if edges:
+        warnings.warn(
+            f"In {n_fits} fits {len(edges)} times, and first: {edges[0].message}",
+            AlphaEdgeWarning,
+            stacklevel=4,
+        )
 
 
 def calibrate(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from brainalign.auditory.trials import ListeningTrial
 from brainalign.errors import ConfigError, SchemaError
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "expected_accuracy",
     "expected_switch_duration",
     "mesd",
+    "switch_curve",
     "switch_latency",
     "trial_interval",
 ]
@@ -403,6 +406,136 @@ def switch_latency(
             if runs.any():
                 latency[k] = t[rows[int(runs.argmax())]] - begin
     return latency
+
+
+def switch_curve(
+    scores: xr.Dataset,
+    trials: Sequence[ListeningTrial],
+    *,
+    level: float = 0.95,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Tell how decisions follow switches of attention, by window length.
+
+    A window that ends at t is decided at t + `look_ahead`. Decisions follow a switch from the first
+    one on after which all are for the new talker for as long as a window lasts (`switch_latency`).
+    For windows of :math:`\tau` seconds that is expected at :math:`\tau / 2` + `look_ahead`, when
+    more than half of the window is new. Guesses are right for so long by chance too: they follow
+    few switches, and their `share` stays where it was.
+
+    Parameters
+    ----------
+    scores : xarray.Dataset
+        From `brainalign.auditory.decoders.cross_validate`, with a `hop` shorter than all windows.
+    trials : sequence of ListeningTrial
+        Those that were scored, with the switches.
+    level : float
+        Coverage of the intervals.
+    n_bootstrap : int
+        Draws of trials.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``latency`` (length): the median over switches in seconds, those that are not followed
+        before the next one or the trial's end being longer than all others, so that it may be
+        infinite; ``latency_low`` and ``latency_high``, its interval from trials drawn with
+        replacement; ``followed``, the share of switches; ``share`` (length, since), that of
+        decisions for the new talker by the time since the switch in seconds; ``n_switches``.
+        Lengths are left out where attention nowhere stays for the half window to follow and the
+        whole one to hold.
+
+    Raises
+    ------
+    SchemaError
+        If attention never switches, a scored trial is not given, or windows do not overlap.
+    """
+    known = {(t.subject, t.name): t for t in trials}
+    names = [
+        (str(s), str(t))
+        for s, t in zip(scores["subject"].values, scores["trial"].values, strict=True)
+    ]
+    missing = set(names) - set(known)
+    if missing:
+        subject, lost = sorted(missing)[0]
+        raise SchemaError(f"Trial {lost!r} of {subject!r} was scored, but it is not given.")
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    trial = np.array([order[n] for n in names])
+    ahead = float(scores.attrs.get("look_ahead", 0.0))
+    decision = scores["score"].values.argmax(axis=1)
+    lengths = np.unique(scores["length"].values)
+    switches = [1 + np.flatnonzero(np.diff(known[name].attended)) for name in order]
+    if not sum(map(len, switches)):
+        raise SchemaError("Attention never switches in these trials.")
+    stay = max(
+        float(np.diff([*at, len(known[name].attended)]).max(initial=0)) / known[name].sampling_rate
+        for name, at in zip(order, switches, strict=True)
+    )
+    draws = np.random.default_rng(seed).integers(len(order), size=(n_bootstrap, len(order)))
+    # Half a window to follow, and a whole one to hold.
+    kept = [float(x) for x in lengths if 1.5 * x + ahead <= stay]
+    rows, shares = [], []
+    for length in kept:
+        here = scores["length"].values == length
+        of_trial = [np.flatnonzero(here & (trial == k)) for k in order.values()]
+        steps = np.concatenate([np.diff(scores["start"].values[r]) for r in of_trial])
+        step = float(steps.min(initial=np.inf))
+        if step >= length:
+            raise SchemaError(
+                f"Windows of {length} s come every {step:g} s.", "Score them with a shorter hop."
+            )
+        # As many decisions as there are from a window to the one beside it.
+        hold = 1 + round(length / step)
+        latency, since, new = [], [], []
+        for name, r, at in zip(order, of_trial, switches, strict=True):
+            t = known[name]
+            time, begins, talkers = (
+                scores["start"].values[r] + length + ahead,
+                at / t.sampling_rate,
+                t.attended[at],
+            )
+            latency.append(switch_latency(time, decision[r], begins, talkers, hold=hold))
+            for begin, end, who in zip(begins, [*begins[1:], np.inf], talkers, strict=True):
+                within = (time >= begin) & (time < end)
+                since.append(np.floor((time[within] - begin) / step + 1e-6) * step)
+                new.append(decision[r][within] == who)
+        every = np.nan_to_num(np.concatenate(latency), nan=np.inf)
+        medians = [
+            np.nan_to_num(np.concatenate([latency[i] for i in d]), nan=np.inf) for d in draws
+        ]
+        ends = _interval([float(np.median(m)) for m in medians if len(m)], level)
+        if len(order) < 2:
+            ends = (np.nan, np.nan)
+        rows.append((np.median(every), *ends, np.isfinite(every).mean(), len(every)))
+        places, bins = np.unique(np.concatenate(since).round(6), return_inverse=True)
+        share = np.bincount(bins, np.concatenate(new)) / np.bincount(bins)
+        shares.append(dict(zip(places.tolist(), share.tolist(), strict=True)))
+    grid = sorted({place for s in shares for place in s})
+    values = np.array([[s.get(place, np.nan) for place in grid] for s in shares])
+    median, low, high, followed, n = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    seconds = {"units": "s"}
+    return xr.Dataset(
+        {
+            "latency": ("length", median, seconds),
+            "latency_low": ("length", low, seconds),
+            "latency_high": ("length", high, seconds),
+            "followed": ("length", followed),
+            "n_switches": ("length", n.astype(np.int64)),
+            "share": (("length", "since"), values.reshape(len(kept), len(grid))),
+        },
+        coords={"length": ("length", kept, seconds), "since": ("since", grid, seconds)},
+        attrs={"level": level},
+    )
+
+
+def _interval(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Percentiles that are among the values, some of which may be infinite."""
+    low = np.quantile(values, (1 - level) / 2, method="lower")
+    high = np.quantile(values, (1 + level) / 2, method="higher")
+    return float(low), float(high)
 
 
 def effective_samples(x: ArrayLike, y: ArrayLike, *, max_lag: int | None = None) -> float:

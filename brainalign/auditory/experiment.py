@@ -7,6 +7,7 @@ with the coordinates ``run`` (a trial) and ``attended`` (the talker's number) on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from brainalign.auditory import decoders
-from brainalign.auditory.evaluation import accuracy_curve, mesd
+from brainalign.auditory.evaluation import accuracy_curve, mesd, switch_curve
 from brainalign.auditory.listener import SimulatedListener, switching, talker_streams
 from brainalign.auditory.preprocessing import ResponsiveChannels, preprocess
 from brainalign.auditory.sound import resample, talker_features
@@ -28,6 +29,7 @@ from brainalign.data.sounds import read_sound
 from brainalign.data.splits import Split, by_group
 from brainalign.data.studies import Study
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
+from brainalign.linear import AlphaEdgeWarning
 
 __all__ = [
     "DECODERS",
@@ -47,6 +49,8 @@ DECODERS: Mapping[str, type[decoders.AttentionDecoder]] = {
     "oracle": decoders.Oracle,
 }
 
+#: Seconds from window to window, at most, where attention switches.
+_HOP = 0.5
 #: Where simulated electrodes lie (mm, MNI): those that hear, and those that do not.
 _HEARING, _DEAF, _SPREAD = (-62.0, -22.0, 6.0), (-48.0, 22.0, 24.0), 12.0
 
@@ -360,13 +364,14 @@ def decode(
     settings: Mapping[str, Any] | None = None,
     *,
     responsive: Mapping[str, Any] | None = None,
+    others: Sequence[tuple[xr.Dataset, xr.Dataset]] = (),
     lengths: Sequence[float] = (1, 2, 5, 10, 20, 40),
     split: str = "trial",
     n_folds: int | None = None,
     repeated: bool = False,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Decode attention of one subject from trials that were left out.
+    """Decode attention of one subject, from trials or a subject that the decoder has not seen.
 
     Parameters
     ----------
@@ -374,15 +379,18 @@ def decode(
         From `prepare` or `simulate_listening`. Samples marked ``bad`` take no part: a trial is cut
         to its longest good stretch.
     kind, settings
-        The decoder; see `make_decoder`.
+        The decoder; see `make_decoder`. For "cluster", a voice is the mean of the ``mel`` features
+        of its talker over the trial.
     responsive : mapping, optional
         Choose responsive channels within the training trials of each split: parameters of
         `ResponsiveDecoder`, may be empty. Default: all channels.
+    others : sequence of (responses, features)
+        Other subjects, whom the decoder is fitted to if `split` is "subject".
     lengths : sequence of float
         Lengths of windows, s; those longer than every trial are left out.
-    split : {"trial", "stimulus"}
-        Leave out one trial at a time, or all trials of one stimulus (`stimulus_id` of the
-        responses, else shared content).
+    split : {"trial", "stimulus", "subject"}
+        Leave out one trial at a time; all trials of one stimulus (`stimulus_id` of the responses,
+        else shared content); or the whole subject, by a decoder fitted to `others`.
     n_folds : int, optional
         Folds of about as many trials or stimuli, in place of single ones.
     repeated : bool
@@ -395,33 +403,33 @@ def decode(
     Dataset
         ``accuracy``, ``low``, ``high``, ``chance_low``, ``chance_high``, ``n_windows``,
         ``n_trials`` over length (s); ``score`` (window, talker) with ``window_length``, ``start``,
-        ``trial``, ``attended``; ``attrs``: ``mesd`` (s), ``decoder``, ``subject``. Of a forward
-        model fitted to all trials also ``trf`` (neuroid, feature, lag), with ``lag`` in s, and
-        ``channel_r`` (neuroid), its cross-validated correlation, ``space`` (feature), and the
-        places of the neuroids.
+        ``trial``, ``attended``; ``attrs``: ``mesd`` (s), ``decoder``, ``subject``, ``split``.
+        Where attention switches within trials, windows overlap, and there is what
+        `brainalign.auditory.evaluation.switch_curve` gives over ``switch_length`` (s) and
+        ``since``. Of a forward model fitted to all trials of the subject also ``trf`` (neuroid,
+        feature, lag), with ``lag`` in s, and ``channel_r`` (neuroid), its cross-validated
+        correlation, ``space`` (feature), and the places of the neuroids.
 
     Raises
     ------
     LeakError
         If a stimulus is on both sides of a split and `repeated` is not set.
     ConfigError
-        For a `split` that is not known, or windows that no trial can hold.
+        For a `split` that is not known or lacks other subjects, or windows that no trial can hold.
+    SchemaError
+        If subjects have not the same channels, or voices are needed and there is no ``mel``.
     """
-    trials = listening_trials(responses, features)
-    if "bad" in responses.coords:
-        run = responses["run"].values
-        bad = responses["bad"].values.astype(bool)
-        trials = [
-            t.cut(*_longest_good(bad[run == r]))
-            for t, r in zip(trials, dict.fromkeys(run.tolist()), strict=True)
-        ]
+    trials = _good_trials(responses, features, kind)
     longest = max(len(t.neural) for t in trials) / trials[0].sampling_rate
     usable = [x for x in lengths if x <= longest]
     if not usable:
         raise ConfigError(
             f"The longest trial has {longest:.1f} s, shorter than all windows: {list(lengths)} s."
         )
+    if others and split != "subject":
+        raise ConfigError(f"Other subjects are of no use to the split {split!r}.")
     splits: list[Split] = []
+    everyone = trials
     if split == "trial":
         splits = decoders.make_splits(trials, n_folds=n_folds, seed=seed)
     elif split == "stimulus":
@@ -431,12 +439,22 @@ def decode(
             first = [int(np.flatnonzero(run == r)[0]) for r in dict.fromkeys(run.tolist())]
             group = responses["stimulus_id"].values[first].astype(str)
         splits = by_group(group, n_folds or len(np.unique(group)), seed)
+    elif split == "subject":
+        others_trials = [t for other in others for t in _good_trials(*other, kind)]
+        _check_others(trials, others_trials)
+        own = np.arange(len(trials))
+        splits = [(len(trials) + np.arange(len(others_trials)), own)]
+        everyone = trials + others_trials
     else:
-        raise ConfigError(f"split is {split!r}; expected 'trial' or 'stimulus'.")
+        raise ConfigError(f"split is {split!r}; expected 'trial', 'stimulus' or 'subject'.")
     decoder = make_decoder(kind, settings)
     if responsive is not None:
         decoder = ResponsiveDecoder(decoder, **responsive)
-    scores = decoders.cross_validate(decoder, trials, usable, splits=splits, allow_leak=repeated)
+    switches = any((t.attended != t.attended[0]).any() for t in trials)
+    scores = decoders.cross_validate(
+        decoder, everyone, usable, splits=splits, allow_leak=repeated,
+        hop=min(_HOP, min(usable) / 2) if switches else None,
+    )  # fmt: skip
     curve = accuracy_curve(scores, seed=seed)
     subject = trials[0].subject
     names = {"length": "window_length"}
@@ -452,11 +470,58 @@ def decode(
         "sampling_rate": float(trials[0].sampling_rate),
         "n_channels": int(trials[0].neural.shape[1]),
         "space": str(responses.attrs.get("space", "")),
+        "split": split,
     }
+    if switches:
+        followed = switch_curve(scores, trials, seed=seed).rename(length="switch_length")
+        found = found.merge(followed, combine_attrs="override")
     if isinstance(decoder, decoders.ForwardResponse):
         sizes = {name: trials[0].space(name).shape[2] for name in decoder.spaces}
-        found = found.merge(_response_functions(decoder.fit(trials), responses, sizes))
+        with warnings.catch_warnings():
+            # The cross-validated fits have told.
+            warnings.simplefilter("ignore", AlphaEdgeWarning)
+            decoder.fit(trials)
+        found = found.merge(_response_functions(decoder, responses, sizes))
     return found
+
+
+def _good_trials(responses: xr.Dataset, features: xr.Dataset, kind: str) -> list[ListeningTrial]:
+    """Cut a recording into trials, each to its longest stretch without a bad sample."""
+    trials = listening_trials(responses, features)
+    if kind == "cluster":
+        if "mel" not in trials[0].features:
+            raise SchemaError(
+                "The decoder 'cluster' tells voices apart by their long-term mel spectrum, and "
+                f"the talkers' features are {', '.join(trials[0].features)}.",
+                "Prepare the recording with mel among the spaces.",
+            )
+        trials = [replace(t, voices=t.space("mel").mean(axis=1)) for t in trials]
+    if "bad" not in responses.coords:
+        return trials
+    run = responses["run"].values
+    bad = responses["bad"].values.astype(bool)
+    return [
+        t.cut(*_longest_good(bad[run == r]))
+        for t, r in zip(trials, dict.fromkeys(run.tolist()), strict=True)
+    ]
+
+
+def _check_others(own: Sequence[ListeningTrial], others: Sequence[ListeningTrial]) -> None:
+    """Refuse to leave out a subject if there is no other, or others have other channels."""
+    if not others:
+        raise ConfigError(
+            "To leave out a subject there must be others.", "Give other subjects' recordings."
+        )
+    subject = own[0].subject
+    if any(t.subject == subject for t in others):
+        raise ConfigError(f"The subject {subject!r} is among the others.")
+    channels = {t.subject: t.neural.shape[1] for t in [*own, *others]}
+    if len(set(channels.values())) > 1:
+        raise SchemaError(
+            f"Subjects have different channels: {channels}.",
+            "A decoder for other subjects needs the same channels in all, as with EEG; leave out "
+            "trials or stimuli instead.",
+        )
 
 
 def _response_functions(

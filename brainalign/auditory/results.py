@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,48 +116,75 @@ def read_results(path: Path | str) -> list[WindowCorrelations]:
     Choudhari et al. (2024), Advanced Science, 2401379.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
+    unreadable = (ValueError, NotImplementedError, TypeError, OSError, MatReadError, zlib.error)
     try:
         content = loadmat(path)
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise SchemaError(f"{path} is no MATLAB file of version 5: {error}.") from error
+    except unreadable as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # no such file, say
+        raise SchemaError(
+            f"{path} is no MATLAB file of version 5: {error}.",
+            "Save it anew with save(..., '-v7') if it is of version 7.3.",
+        ) from error
     if "structResults" not in content:
         names = [n for n in content if not n.startswith("__")]
         raise SchemaError(
             f"{path} has no 'structResults' but {', '.join(names) or 'nothing'}.",
             "Give result files, whose names hold 'ResultsStruct'.",
         )
-    whole = content["structResults"][0, 0]
+    whole = _struct(content["structResults"], f"{path}, structResults")
     labels = _labels(content.get("__function_workspace__"), len(whole.dtype.names))
     read = [
-        _window(whole[name][0, 0], label, f"{path}, {name}")
+        _window(_struct(whole[name], f"{path}, {name}"), label, f"{path}, {name}")
         for name, label in zip(whole.dtype.names, labels, strict=True)
     ]
     return sorted(read, key=lambda w: w.window)
+
+
+def _struct(value: Any, where: str) -> Any:
+    array = np.asarray(value)
+    if array.dtype.names is None or array.size != 1:
+        raise SchemaError(
+            f"{where} is {array.dtype} of shape {array.shape}; expected one struct with fields."
+        )
+    return array.ravel()[0]
 
 
 def _window(struct: Any, label: list[tuple[int, int]] | None, where: str) -> WindowCorrelations:
     missing = [f for f in ("thisWindowSize", *_FIELDS.values()) if f not in struct.dtype.names]
     if missing:
         raise SchemaError(f"{where} has no field {missing[0]!r}.")
-    correlations = {k: np.asarray(struct[f], dtype=np.float64) for k, f in _FIELDS.items()}
+    try:
+        correlations = {k: np.asarray(struct[f], dtype=np.float64) for k, f in _FIELDS.items()}
+        window = _number(struct, "thisWindowSize")
+        stored = {
+            m: _number(struct, f"metric{m}Accu")
+            for m in METRICS
+            if f"metric{m}Accu" in struct.dtype.names
+        }
+    except (ValueError, TypeError) as error:
+        raise SchemaError(f"{where}: {error}; expected numbers.") from error
     shapes = {c.shape for c in correlations.values()}
-    if len(shapes) != 1 or min(shapes.pop()) == 0:
-        raise SchemaError(f"{where}: correlations of {[c.shape for c in correlations.values()]}.")
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 2 or min(shape) == 0:
+        raise SchemaError(
+            f"{where}: correlations of {[c.shape for c in correlations.values()]}; expected "
+            "(windows, components), the same in all."
+        )
+    if not (np.isfinite(window) and window > 0):
+        raise SchemaError(f"{where}: thisWindowSize is {window}; expected seconds, above 0.")
     if label is not None and len(label) != len(correlations["AA"]):
         label = None
     trial, number = (None, None) if label is None else np.array(label, dtype=np.int64).T
-    return WindowCorrelations(
-        float(np.ravel(struct["thisWindowSize"])[0]),
-        correlations,
-        trial,
-        number,
-        {
-            m: float(np.ravel(struct[f"metric{m}Accu"])[0])
-            for m in METRICS
-            if f"metric{m}Accu" in struct.dtype.names
-        },
-    )
+    return WindowCorrelations(window, correlations, trial, number, stored)
+
+
+def _number(struct: Any, field: str) -> float:
+    values = np.ravel(struct[field])
+    if len(values) != 1:
+        raise ValueError(f"{field!r} has {len(values)} values")
+    return float(values[0])
 
 
 def _labels(workspace: Any, n: int) -> list[Any]:
@@ -193,13 +221,19 @@ def read_accuracies(path: Path | str) -> list[tuple[float, int, float]]:
     """
     import pandas as pd
 
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # an empty file, broken rows, other encodings
+        raise SchemaError(f"{path} is no table: {error}.") from error
     columns = {c: int(m[1]) for c in table.columns if (m := re.search(r"[Mm]etric(\d+)", str(c)))}
     if "windowSize" not in table or not columns:
         raise SchemaError(
             f"{path} has the columns {', '.join(map(str, table.columns))}; expected windowSize and "
             "one per metric, such as testMuMetric1_gA_1CC."
         )
+    for column in ("windowSize", *columns):
+        if table[column].dtype.kind not in "iuf":
+            raise SchemaError(f"{path}: the column {column!r} holds what is no number.")
     return [
         (float(size), metric, float(value))
         for column, metric in columns.items()
@@ -228,9 +262,11 @@ def accuracy_records(
     -------
     list of dict
         ``file``, ``subject`` (the folder), ``feature``, ``metric``, ``window`` (s) and ``accuracy``
-        (percent). From correlations also ``n_windows``, ``n_trials``, ``interval``, ``chance``
-        (the band of a decoder that guesses, for as many windows without overlap), ``stored`` and
-        ``reproduced``: whether the stored accuracy is the computed one.
+        (percent; None where a table has none). From correlations also ``n_windows``,
+        ``n_trials``, ``interval``, ``chance`` (the band of a decoder that guesses, for as many
+        windows without overlap), ``stored`` and ``reproduced``: whether the stored accuracy is the
+        computed one. A window whose correlations are not finite decides for nobody and counts as
+        wrong; ``n_not_finite`` tells how many there are, if any.
 
     Raises
     ------
@@ -242,7 +278,9 @@ def accuracy_records(
         about = {"file": str(path), "subject": path.resolve().parent.name, "feature": _named(path)}
         if path.suffix.lower() == ".csv":
             rows = read_accuracies(path)
-            records += [about | {"metric": m, "window": w, "accuracy": a} for w, m, a in rows]
+            records += [
+                about | {"metric": m, "window": w, "accuracy": _known(a)} for w, m, a in rows
+            ]
             continue
         results = [(r, _chance(r, level)) for r in read_results(path)]
         for metric in METRICS:
@@ -264,13 +302,21 @@ def _record(
     correct = r.correct(metric)
     accuracy = int(correct.sum()) / len(correct) * 100
     record: dict[str, Any] = {"accuracy": accuracy, "n_windows": len(correct)}
+    lost = np.any([~np.isfinite(c).all(axis=1) for c in r.correlations.values()], axis=0)
+    if lost.any():
+        record["n_not_finite"] = int(lost.sum())
     if r.trial is not None and n_bootstrap:
         interval = trial_interval(correct, r.trial, level=level, n_bootstrap=n_bootstrap, seed=seed)
-        record["interval"] = [100 * v for v in interval]
+        # Of one trial there is none.
+        record["interval"] = [_known(100 * v) for v in interval]
     stored = r.stored.get(metric)
     if stored is not None:
-        record |= {"stored": stored, "reproduced": stored == accuracy}
+        record |= {"stored": _known(stored), "reproduced": stored == accuracy}
     return record
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _chance(r: WindowCorrelations, level: float) -> dict[str, Any]:

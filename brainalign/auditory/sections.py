@@ -63,6 +63,9 @@ _REFERENCES = {
 #: Subjects whose response functions and maps are drawn, and channels of each.
 _SUBJECTS_DRAWN, _CHANNELS_DRAWN = 4, 2
 _DRAWS = 2000
+#: Windows after a switch that are drawn.
+_SHOWN = 4
+_LATENCY = ("latency", "latency_low", "latency_high")
 #: Fewer listeners than these say nothing of others: intervals are over their trials.
 _FEW = 5
 
@@ -125,15 +128,19 @@ def attention_section(
     figures = [_curves(decoded, names, published, seed)]
     if len(subjects) > 1:
         figures += [
-            _by_subject(by, key, names[key])
-            for key, by in decoded.items()
-            if next(iter(by.values())).attrs["decoder"] != "oracle"
+            _by_subject(by, key, names[key], published[key]) for key, by in _judged(decoded).items()
         ]
     figures.append(_switches(decoded, names, published))
+    switching = {
+        key: {s: ds for s, ds in by.items() if ds.sizes.get("switch_length")}
+        for key, by in decoded.items()
+    }
+    if all(switching.values()):
+        figures += _followed(switching, names, seed)
     for key, by in decoded.items():
         forward = {s: ds for s, ds in by.items() if "trf" in ds}
         if forward:
-            figures.append(_responses(forward, key, names[key]))
+            figures += _responses(forward, key, names[key])
             figures += _maps(forward, key)
     listeners = next(iter(decoded.values()))
     first = next(iter(listeners.values()))
@@ -143,11 +150,14 @@ def attention_section(
         intro=(
             "Two talkers speak, one is attended. A decoder scores each talker in windows of the "
             "recording; the higher score is its answer. All windows come from trials that the "
-            "decoder was not fitted to."
+            "decoder was not fitted to." + _others(decoded, names)
         ),
         figures=figures,
-        summary=_estimates(decoded, names, published, seed),
-        methods=_methods(decoded, first),
+        summary=[
+            *_estimates(decoded, names, published, seed),
+            *_latencies(switching, names, seed),
+        ],
+        methods=_methods(decoded, names, first),
         references=dict(_REFERENCES),
         facts={
             "Listeners": f"{len(subjects)}",
@@ -160,28 +170,63 @@ def attention_section(
     )
 
 
+def _judged(
+    decoded: Mapping[str, Mapping[str, xr.Dataset]],
+) -> Mapping[str, Mapping[str, xr.Dataset]]:
+    """Return the decoders without those that know the answer, unless there are no others."""
+    found = {
+        key: by
+        for key, by in decoded.items()
+        if next(iter(by.values())).attrs["decoder"] != "oracle"
+    }
+    return found or decoded
+
+
 def _all(decoded: Mapping[str, Mapping[str, xr.Dataset]]) -> list[xr.Dataset]:
     return [ds for by in decoded.values() for ds in by.values()]
 
 
+def _others(decoded: Mapping[str, Mapping[str, xr.Dataset]], names: Mapping[str, str]) -> str:
+    """Say which decoders are of other listeners."""
+    found = [
+        names[key]
+        for key, by in decoded.items()
+        if all(ds.attrs.get("split") == "subject" for ds in by.values())
+    ]
+    return f" Fitted to other listeners alone: {', '.join(found)}." if found else ""
+
+
 def _mean(
-    by: Mapping[str, xr.Dataset], lengths: NDArray[np.float64], seed: int
+    by: Mapping[str, xr.Dataset],
+    lengths: NDArray[np.float64],
+    seed: int,
+    *,
+    of: tuple[str, str, str] = ("accuracy", "low", "high"),
+    over: str = "length",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean accuracy over subjects, its interval over subjects, or over trials of a few subjects."""
-    values = {
-        v: np.stack([ds[v].reindex(length=lengths).values for ds in by.values()])
-        for v in ("accuracy", "low", "high")
-    }
-    mean = np.nanmean(values["accuracy"], axis=0)
+    """Mean over subjects, with its interval over subjects, or over trials of a few subjects.
+
+    A length at which a subject has none, or an infinite value, is of the others.
+    """
+    value, *ends = (
+        np.stack([ds[v].reindex({over: lengths}).values for ds in by.values()]) for v in of
+    )
+    value = np.where(np.isfinite(value), value, np.nan)
+    n = np.isfinite(value).sum(axis=0)
+    mean = np.nansum(value, axis=0) / np.where(n, n, np.nan)
     if len(by) < _FEW:
         below, above = (
-            np.sqrt(np.nansum((values[v] - values["accuracy"]) ** 2, axis=0)) / len(by)
-            for v in ("low", "high")
+            np.sqrt(np.where(np.isfinite(value), (end - value) ** 2, 0).sum(axis=0)) / n.clip(1)
+            for end in ends
         )
         return mean, mean - below, mean + above
     rng = np.random.default_rng(seed)
-    drawn = values["accuracy"][rng.integers(len(by), size=(_DRAWS, len(by)))].mean(axis=1)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    drawn = value[rng.integers(len(by), size=(_DRAWS, len(by)))]
+    counts = np.isfinite(drawn).sum(axis=1)
+    means = np.nansum(drawn, axis=1) / np.where(counts, counts, np.nan)
+    low, high = np.full(len(lengths), np.nan), np.full(len(lengths), np.nan)
+    some = n > 0
+    low[some], high[some] = np.nanpercentile(means[:, some], [2.5, 97.5], axis=0)
     return mean, low, high
 
 
@@ -196,7 +241,7 @@ def _curves(
     seed: int,
 ) -> Figure:
     lengths = np.unique(np.concatenate([_lengths(by) for by in decoded.values()]))
-    series: dict[str, tuple[NDArray, NDArray, NDArray]] = {
+    series: dict[str, tuple[NDArray, ...]] = {
         names[key]: _mean(by, lengths, seed) for key, by in decoded.items()
     }
     nothing = np.full(len(lengths), np.nan)
@@ -205,12 +250,7 @@ def _curves(
             means = np.array([known["accuracy"].get(float(x), np.nan) for x in lengths])
             series[f"{names[key]}, published mean"] = (means, nothing, nothing)
     first = next(iter(decoded.values()))
-    band = [
-        np.nanmean([ds[v].reindex(length=lengths).values for ds in first.values()], axis=0)
-        for v in ("chance_low", "chance_high")
-    ]
-    chance = 1 / next(iter(first.values())).sizes["talker"]
-    series["guessing"] = (np.full(len(lengths), chance), *band)
+    series["guessing"] = _guessing(first, lengths)
     several = max(len(by) for by in decoded.values()) >= _FEW
     return Figure(
         "accuracy",
@@ -223,7 +263,7 @@ def _curves(
             else ", mean over listeners with 95 % intervals from trials drawn again, since windows "
             "of one trial are not independent. "
         )
-        + "Ground of guessing: what 95 % of guesses reach in as many windows of one listener. "
+        + "Shaded around guessing: what 95 % of guesses reach in as many windows of one listener. "
         "Look whether a curve leaves the band of guessing, and how it rises: it must, as longer "
         "windows hold more evidence.",
         _series_dataset(lengths, series, "accuracy"),
@@ -231,25 +271,46 @@ def _curves(
     )
 
 
-def _by_subject(by: Mapping[str, xr.Dataset], key: str, name: str) -> Figure:
+def _guessing(
+    by: Mapping[str, xr.Dataset], lengths: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], ...]:
+    """Chance, and the mean over listeners of the band that guesses of one listener reach."""
+    band = [
+        np.nanmean([ds[v].reindex(length=lengths).values for ds in by.values()], axis=0)
+        for v in ("chance_low", "chance_high")
+    ]
+    return np.full(len(lengths), _chance(by)), *band
+
+
+def _chance(by: Mapping[str, xr.Dataset]) -> float:
+    return 1 / next(iter(by.values())).sizes["talker"]
+
+
+def _by_subject(
+    by: Mapping[str, xr.Dataset], key: str, name: str, published: Mapping[str, Any]
+) -> Figure:
     lengths = _lengths(by)
-    series = {
+    series: dict[str, tuple[NDArray, ...]] = {
         s: tuple(ds[v].reindex(length=lengths).values for v in ("accuracy", "low", "high"))
         for s, ds in by.items()
     }
+    if "accuracy" in published:
+        means = np.array([published["accuracy"].get(float(x), np.nan) for x in lengths])
+        series["published mean"] = (means, *[np.full(len(lengths), np.nan)] * 2)
+    series["guessing"] = _guessing(by, lengths)
     return Figure(
         f"accuracy-{key}",
         "curve",
         f"Accuracy of each listener: {name}",
         "As above, for each listener, with intervals from trials drawn again. Look for listeners "
-        "who are at chance at all lengths.",
+        "who stay within the band of guessing at all lengths.",
         _series_dataset(lengths, series, "accuracy"),
         options={"x_log": True, "x_label": "window (s)", "y_label": "accuracy"},
     )
 
 
 def _series_dataset(
-    x: NDArray, series: Mapping[str, tuple[NDArray, ...]], long_name: str
+    x: NDArray, series: Mapping[str, tuple[NDArray, ...]], long_name: str, units: str = ""
 ) -> xr.Dataset:
     ds = xr.Dataset(
         {
@@ -258,7 +319,7 @@ def _series_dataset(
         },
         coords={"x": x, "series": list(series)},
     )
-    ds["value"].attrs = {"long_name": long_name, "units": ""}
+    ds["value"].attrs = {"long_name": long_name, "units": units}
     return ds
 
 
@@ -287,38 +348,153 @@ def _switches(
     return Figure(
         "switches",
         "points",
-        "Time to switch",
-        "Minimal expected switch duration: how long a volume control with the best window length "
-        "would take to follow a switch of attention, at 80 % of the time above 65 % gain. Lower is "
-        "better; it weighs speed against accuracy."
+        "Minimal expected switch duration (MESD)",
+        "How long a volume control with the best length of the window would take to follow a "
+        "switch of attention, at 80 % of the time above 65 % gain. Lower is better; it weighs "
+        "speed against accuracy."
         + (f" Not drawn: {endless} at chance, which never switch." if endless else ""),
         ds,
         options={"reference_lines": lines, "y_label": "MESD (s)"},
     )
 
 
-def _responses(by: Mapping[str, xr.Dataset], key: str, name: str) -> Figure:
-    series: dict[str, tuple[NDArray, ...]] = {}
-    lag = next(iter(by.values()))["lag"].values * 1000
-    for subject, ds in [*by.items()][:_SUBJECTS_DRAWN]:
-        best = np.argsort(-np.nan_to_num(ds["channel_r"].values), kind="stable")
-        spaces = ds["space"].values.astype(str)
-        for i in best[:_CHANNELS_DRAWN].tolist():
-            for space in dict.fromkeys(spaces.tolist()):
-                response = ds["trf"].values[i, spaces == space].mean(axis=0)
-                label = f"{subject} {ds['neuroid_id'].values[i]}"
-                label += f", {space}" if len(set(spaces)) > 1 else ""
-                series[label] = (response, *[np.full(len(lag), np.nan)] * 2)
-    return Figure(
-        f"responses-{key}",
-        "curve",
-        f"Temporal response functions: {name}",
-        "Weights of the forward model: the response of a channel to a brief rise of the attended "
-        "talker's features, in standard deviations of both; of the channels that are predicted "
-        "best. Look at the latency and the sign of the first peaks.",
-        _series_dataset(lag, series, "weight"),
-        options={"x_label": "time after the sound (ms)", "y_label": "weight"},
+def _followed(
+    decoded: Mapping[str, Mapping[str, xr.Dataset]], names: Mapping[str, str], seed: int
+) -> list[Figure]:
+    """Draw how decisions follow switches: by the time since, and by the length of the window."""
+    lengths = _switch_lengths(decoded)
+    chosen = _near(lengths)
+    since = np.unique(np.concatenate([ds["since"].values for ds in _all(decoded)]))
+    since = since[since <= _SHOWN * chosen]
+    share, latency, lost = {}, {}, []
+    for key, by in decoded.items():
+        curves = np.stack(
+            [
+                ds["share"].reindex(switch_length=[chosen], since=since).values[0]
+                for ds in by.values()
+            ]
+        )
+        there = np.isfinite(curves).any(axis=0)
+        mean = np.full(len(since), np.nan)
+        mean[there] = np.nanmean(curves[:, there], axis=0)
+        share[names[key]] = (mean, *[np.full(len(since), np.nan)] * 2)
+        latency[names[key]] = _mean(by, lengths, seed, of=_LATENCY, over="switch_length")
+        never = sum(int(np.isinf(ds["latency"].values).sum()) for ds in by.values())
+        if never:
+            lost.append(f"{names[key]} ({never})")
+    drawn = np.any([np.isfinite(v[0]) for v in share.values()], axis=0)
+    shares = {k: tuple(v[drawn] for v in values) for k, values in share.items()}
+    return [
+        Figure(
+            "after-a-switch",
+            "curve",
+            f"After a switch of attention, windows of {chosen:g} s",
+            "Share of decisions for the new talker by the time since attention went there, over "
+            "all switches. At first a window holds mostly the old talker, so that a good decoder "
+            "starts near 0; it passes one half when more than half of the window is new. A decoder "
+            "that guesses stays at one half.",
+            _series_dataset(since[drawn], shares, "for the new talker"),
+            options={
+                "x_label": "time since the switch (s)",
+                "y_label": "decisions for the new talker",
+                "reference_lines": [{"label": "guessing", "value": 0.5}],
+            },
+        ),
+        Figure(
+            "latency",
+            "curve",
+            "Time until decisions follow a switch",
+            "Median over switches of the time until all decisions are for the new talker for as "
+            "long as a window lasts; mean over listeners with 95 % intervals. A decoder that errs "
+            "nowhere takes half a window and the delay that its filters wait for. Look where a "
+            "curve leaves that line: there decisions are wrong too often to hold."
+            + (
+                " Left out, since half of the switches or more are not followed (listeners and "
+                f"lengths): {', '.join(lost)}."
+                if lost
+                else ""
+            ),
+            _series_dataset(
+                lengths,
+                {**latency, "half a window": (lengths / 2, *[np.full(len(lengths), np.nan)] * 2)},
+                "latency",
+                "s",
+            ),
+            options={"x_log": True, "x_label": "window (s)", "y_label": "latency (s)"},
+        ),
+    ]
+
+
+def _switch_lengths(decoded: Mapping[str, Mapping[str, xr.Dataset]]) -> NDArray[np.float64]:
+    return np.unique(np.concatenate([ds["switch_length"].values for ds in _all(decoded)]))
+
+
+def _latencies(
+    decoded: Mapping[str, Mapping[str, xr.Dataset]], names: Mapping[str, str], seed: int
+) -> list[Estimate]:
+    if not all(decoded.values()):
+        return []
+    length = _near(_switch_lengths(decoded))
+    estimates = []
+    for key, by in _judged(decoded).items():
+        mean, low, high = (
+            float(v[0])
+            for v in _mean(by, np.array([length]), seed, of=_LATENCY, over="switch_length")
+        )
+        known = np.isfinite([low, high]).all()
+        share = np.nanmean(
+            [ds["followed"].reindex(switch_length=[length]).values for ds in by.values()]
+        )
+        estimates.append(
+            Estimate(
+                f"Switch of attention followed after, windows of {length:g} s: {names[key]}",
+                mean,
+                low if known else None,
+                high if known else None,
+                unit="s",
+                note=f"median over switches, {share:.0%} of which are followed",
+                reference=f"half a window {length / 2:g} s",
+            )
+        )
+    return estimates
+
+
+def _near(lengths: NDArray[np.float64], to: float = 5.0) -> float:
+    return float(lengths[np.argmin(np.abs(np.log(lengths / to)))])
+
+
+def _responses(by: Mapping[str, xr.Dataset], key: str, name: str) -> list[Figure]:
+    """Draw response functions of the channels that are predicted best, a figure per space."""
+    spaces = list(
+        dict.fromkeys(s for ds in by.values() for s in ds["space"].values.astype(str).tolist())
     )
+    lag = next(iter(by.values()))["lag"].values * 1000
+    figures = []
+    for space in spaces:
+        series: dict[str, tuple[NDArray, ...]] = {}
+        for subject, ds in [*by.items()][:_SUBJECTS_DRAWN]:
+            best = np.argsort(-np.nan_to_num(ds["channel_r"].values), kind="stable")
+            columns = ds["space"].values.astype(str) == space
+            for i in best[:_CHANNELS_DRAWN].tolist():
+                response = ds["trf"].values[i, columns].mean(axis=0)
+                series[f"{subject} {ds['neuroid_id'].values[i]}"] = (
+                    response,
+                    *[np.full(len(lag), np.nan)] * 2,
+                )
+        figures.append(
+            Figure(
+                f"responses-{key}" + (f"-{space}" if len(spaces) > 1 else ""),
+                "curve",
+                f"Temporal response functions: {name}" + (f", {space}" if len(spaces) > 1 else ""),
+                "Weights of the forward model by their delay: the response of a channel to a brief "
+                "rise of the attended talker's features, in standard deviations of both; of the "
+                f"{_CHANNELS_DRAWN} channels of each listener that are predicted best. Look at the "
+                "latency and the sign of the first peaks.",
+                _series_dataset(lag, series, "weight"),
+                options={"x_label": "time after the sound (ms)", "y_label": "weight"},
+            )
+        )
+    return figures
 
 
 def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
@@ -335,9 +511,12 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
         axes = (
             {"x_label": "left to right", "y_label": "back to front"}
             if scalp
-            else {"x_label": "along the head (mm)", "y_label": "height (mm)"}
+            else {"y_label": "height (mm)"}
         )
         for view, (rows, at, outlines) in views.items():
+            if not scalp:
+                ends = ("front", "back") if view == "left" else ("back", "front")
+                axes["x_label"] = f"{ends[0]} to {ends[1]} (mm)"
             data = xr.Dataset(
                 {
                     "x": ("observation", at[:, 0]),
@@ -405,9 +584,9 @@ def _estimates(
     seed: int,
 ) -> list[Estimate]:
     estimates = []
-    for key, by in decoded.items():
+    for key, by in _judged(decoded).items():
         lengths = _lengths(by)
-        length = float(lengths[np.argmin(np.abs(np.log(lengths / 5)))])
+        length = _near(lengths)
         i = int(np.flatnonzero(lengths == length)[0])
         mean, low, high = (float(v[i]) for v in _mean(by, lengths, seed))
         known = published[key].get("accuracy", {}).get(length)
@@ -419,13 +598,17 @@ def _estimates(
                 high if np.isfinite(high) else None,
                 note="windows of trials that were left out"
                 + (f", mean of {len(by)} listeners" if len(by) > 1 else ""),
-                reference="" if known is None else f"published mean {known:.3f}",
+                reference=f"guessing {_chance(by):.3f}"
+                if known is None
+                else f"published mean {known:.3f}",
             )
         )
     return estimates
 
 
-def _methods(decoded: Mapping[str, Mapping[str, xr.Dataset]], first: xr.Dataset) -> str:
+def _methods(
+    decoded: Mapping[str, Mapping[str, xr.Dataset]], names: Mapping[str, str], first: xr.Dataset
+) -> str:
     kinds = {str(next(iter(by.values())).attrs["decoder"]) for by in decoded.values()}
     said = {
         "reconstruction": "linear reconstruction of the attended talker's features from delayed "
@@ -440,7 +623,9 @@ def _methods(decoded: Mapping[str, Mapping[str, xr.Dataset]], first: xr.Dataset)
     return (
         f"Attention was decoded at {first.attrs['sampling_rate']:g} Hz by "
         + "; ".join(text for kind, text in said.items() if kind in kinds)
-        + ". All windows of a trial were on one side of every split. Accuracies have intervals "
+        + ". All windows of a trial were on one side of every split."
+        + _others(decoded, names)
+        + " Accuracies have intervals "
         "from trials (or listeners) drawn with replacement; the band of chance is binomial for as "
         "many windows as fit without overlap. The minimal expected switch duration follows "
         "[@geirnaert2020]."

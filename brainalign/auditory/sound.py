@@ -260,19 +260,19 @@ def gammatone_envelope(
     if frequencies is None:
         frequencies = erb_frequencies(high=min(4000.0, 0.49 * rate))
     centres = _bands(frequencies, rate, 4)
-    out: NDArray[np.float64] | None = None
-    for i, f in enumerate(centres):
+
+    def compressed(f: float) -> NDArray[np.float64]:
         pieces = _filtered(sound, rate, f, 4)
-        amplitude = np.concatenate([(p.real**2 + p.imag**2) ** (exponent / 2) for p in pieces])
-        envelope = np.maximum(resample(amplitude, rate, rate_out), 0)
-        if out is None:
-            out = np.zeros((len(envelope), len(centres) if bands else 1))
-        if bands:
-            out[:, i] = envelope
-        else:
-            out[:, 0] += envelope / len(centres)
-    assert out is not None
-    return out if bands else out[:, 0]
+        return np.concatenate([(p.real**2 + p.imag**2) ** (exponent / 2) for p in pieces])
+
+    if bands:
+        each = [np.maximum(resample(compressed(f), rate, rate_out), 0) for f in centres]
+        return np.stack(each, axis=1)
+    # The low pass is linear: of the mean it is needed once.
+    total = compressed(centres[0])
+    for f in centres[1:]:
+        total += compressed(f)
+    return np.maximum(resample(total / len(centres), rate, rate_out), 0)
 
 
 def onsets(envelope: ArrayLike, rate: float) -> NDArray[np.float64]:
@@ -439,6 +439,17 @@ SPACES: Mapping[str, tuple[Callable[[NDArray, float, float], NDArray], str]] = {
 }
 
 
+def _spaces_of(
+    sound: NDArray, rate: float, rate_out: float, spaces: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """Return the features of a sound by space; the envelope that two spaces need is made once."""
+    made: dict[str, NDArray[np.float64]] = {}
+    if {"envelope", "onsets"} <= set(spaces):
+        made["envelope"] = SPACES["envelope"][0](sound, rate, rate_out)
+        made["onsets"] = onsets(made["envelope"], rate_out)
+    return [made[s] if s in made else SPACES[s][0](sound, rate, rate_out) for s in spaces]
+
+
 def talker_features(
     talkers: Sequence[Sequence[tuple[ArrayLike, float]]],
     spaces: Sequence[str] = ("envelope",),
@@ -485,7 +496,7 @@ def talker_features(
         )
     blocks, run = [], []
     for t, trial in enumerate(talkers):
-        made = [[SPACES[s][0](np.asarray(x), r, rate_out) for s in spaces] for x, r in trial]
+        made = [_spaces_of(np.asarray(x), r, rate_out, spaces) for x, r in trial]
         shortest = min(len(f) for fs in made for f in fs)
         n = shortest if n_times is None else int(n_times[t])
         if n > shortest:

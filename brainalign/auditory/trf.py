@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,15 +85,11 @@ def read_recordings(
     SchemaError
         If the file is no ``.npz``, or its arrays do not go together.
     """
+    files = [Path(p) for p in paths]
+    stems = [p.stem for p in files]
     trials = []
-    for path in map(Path, paths):
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                arrays = {name: content[name] for name in content.files}
-        except (ValueError, AttributeError) as error:
-            raise SchemaError(
-                f"{path} cannot be read as arrays: {error}.", "Give .npz files."
-            ) from error
+    for path in files:
+        arrays = _arrays(path)
         if target not in arrays:
             raise UnknownNameError(
                 f"{path} holds no {target!r}.{near(target, arrays)}",
@@ -104,20 +102,48 @@ def read_recordings(
             raise UnknownNameError(
                 f"{path} holds {', '.join(f'{k} {a.shape}' for k, a in arrays.items())}; "
                 + (f"no {name!r}." if name else f"{len(others)} of them may be the recording."),
-                "Name the array of the recording.",
+                "Name the array of the recording, (samples, channels) with as many samples as the "
+                "feature.",
             )
+        for key in (name, target):
+            if arrays[key].dtype.kind not in "iuf":
+                raise SchemaError(f"{path}: {key!r} holds {arrays[key].dtype}; expected numbers.")
         heard = np.asarray(arrays[target])
-        rates = [float(arrays[k]) for k in _RATES if k in arrays and arrays[k].ndim == 0]
+        rates = [_rate(arrays[k], f"{path}: {k!r}") for k in _RATES if k in arrays]
         trials.append(
             ListeningTrial(
                 arrays[name],
                 {target: heard.reshape(1, n, -1)},
                 np.zeros(n, dtype=np.int64),
                 rates[0] if rates else float(sampling_rate),
-                path.stem,
+                path.stem if stems.count(path.stem) == 1 else str(path),
             )
         )
     return trials
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a ``.npz`` file."""
+    try:
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise SchemaError(f"{path} is a single array.", "Give .npz files.")
+            return {name: content[name] for name in content.files}
+    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+        if isinstance(error, SchemaError):
+            raise
+        raise SchemaError(
+            f"{path} cannot be read as arrays: {error}.", "Give .npz files."
+        ) from error
+
+
+def _rate(value: NDArray[Any], where: str) -> float:
+    if value.size != 1 or value.dtype.kind not in "iuf":
+        raise SchemaError(
+            f"{where} is {value.dtype} of shape {value.shape}; expected one number, in Hz."
+        )
+    return float(value.item())
 
 
 def held_out(

@@ -508,7 +508,8 @@ class LaggedRidge(BaseEstimator):
             self.cv_scores_ = scores.nan_to_num(nan=-torch.inf).amax(dim=0).cpu().numpy()
             self.cv_scores_[np.isinf(self.cv_scores_)] = np.nan
             self.best_score_ = best
-            warn_edges((index % len(grid)).cpu().numpy(), best, alphas)
+            explained = best if self.metric == "r2" else best * np.abs(best)
+            warn_edges((index % len(grid)).cpu().numpy(), explained, alphas)
         candidate, place = index // len(grid), index % len(grid)
         coef, intercept = problem.fit(scales, candidate, grid[place])
         self.coef_ = coef.view(n_targets, p, n_lags).to(Xt[0].dtype).cpu().numpy()

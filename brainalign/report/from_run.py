@@ -81,7 +81,7 @@ def report_of_run(
         out,
         title=config["title"],
         question=config["question"],
-        facts={"Data": "; ".join(used), "Models": "; ".join(shown)},
+        facts={"Data": "; ".join(used)} | ({"Models": "; ".join(shown)} if shown else {}),
         config=config,
         left_out=left_out,
         provenance=record,

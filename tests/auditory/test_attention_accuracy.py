@@ -18,9 +18,11 @@ from brainalign.auditory.evaluation import (
     expected_accuracy,
     expected_switch_duration,
     mesd,
+    switch_curve,
     switch_latency,
     trial_interval,
 )
+from brainalign.auditory.trials import ListeningTrial
 from brainalign.errors import ConfigError, SchemaError
 
 
@@ -148,6 +150,47 @@ def test_switch_latency():
     assert np.isnan(switch_latency(time, decision, [7.5], [0], hold=3)).all()
     with pytest.raises(SchemaError, match="ascend"):
         switch_latency(time[::-1], decision, [1.0], [1])
+
+
+def test_switches_are_followed():
+    """Windows of 2 s every second, decided a second later: one trial follows, one does not."""
+    attended = np.repeat([0, 1], 8)
+    trials = [
+        ListeningTrial(np.zeros((16, 1)), {"envelope": np.zeros((2, 16, 1))}, attended, 1.0, n, "s")
+        for n in "ab"
+    ]
+    start = np.arange(15.0)
+    followed = start + 2 + 1 >= 11
+    followed[3] = True  # Once is not enough.
+    right = np.concatenate([followed, np.zeros(15, dtype=bool)])
+    scores = xr.Dataset(
+        {"score": (("window", "talker"), np.stack([~right, right], axis=1).astype(float))},
+        coords={
+            "length": ("window", np.full(30, 2.0)),
+            "start": ("window", np.tile(start, 2)),
+            "trial": ("window", np.repeat(["a", "b"], 15)),
+            "subject": ("window", np.full(30, "s")),
+        },
+        attrs={"look_ahead": 1.0},
+    )
+    found = switch_curve(scores, trials)
+    assert found["latency"].values.tolist() == [np.inf] and found["followed"].values == 0.5
+    assert (
+        found["latency_low"] == 3 and np.isinf(found["latency_high"]) and found["n_switches"] == 2
+    )
+    np.testing.assert_array_equal(found["since"], np.arange(10))
+    np.testing.assert_array_equal(found["share"][0], np.where(np.arange(10) < 3, 0, 0.5))
+    first = switch_curve(scores.isel(window=slice(15)), trials)
+    assert first["latency"] == 3 and first["followed"] == 1 and np.isnan(first["latency_low"])
+    with pytest.raises(SchemaError, match="Trial 'b' of 's' was scored"):
+        switch_curve(scores, trials[:1])
+    with pytest.raises(SchemaError, match="shorter hop"):
+        switch_curve(scores.isel(window=slice(None, None, 2)), trials)
+    # Attention stays for 8 s: too short to follow windows of 5 s, and to hold.
+    longer = switch_curve(scores.assign_coords(length=scores["length"] + 3), trials)
+    assert longer.sizes == {"length": 0, "since": 0}
+    with pytest.raises(SchemaError, match="never switches"):
+        switch_curve(scores, [t.cut(0, 8) for t in trials])
 
 
 def test_effective_samples_of_known_series():

@@ -122,10 +122,64 @@ def test_stimuli_can_be_left_out_together(listened):
         split="stimulus", repeated=True,
     )  # fmt: skip
     assert found["n_trials"].values.tolist() == [6]
-    with pytest.raises(ConfigError, match="'trial' or 'stimulus'"):
+    with pytest.raises(ConfigError, match="'stimulus' or 'subject'"):
         decode(responses, features, "oracle", split="run")
     with pytest.raises(ConfigError, match="shorter than all windows"):
         decode(responses, features, "oracle", lengths=(30,))
+
+
+def test_a_subject_is_left_out(clips):
+    """Three listeners who switch: decoders of two find the third one's talker, and follow."""
+    settings = {
+        "trials": 3, "seconds": 24, "rate": RATE, "electrodes": 4, "deaf": 0, "sound_rate": 2000.0,
+        "unattended": 0.2, "snr_db": 0, "switch_every": 12,
+    }  # fmt: skip
+    made = {s: simulate_listening(clips, subject=s, **settings) for s in ("s1", "s2", "s3")}
+    found = {}
+    for subject, recording in made.items():
+        others = [other for name, other in made.items() if name != subject]
+        found[subject] = decode(
+            *recording, "reconstruction", {"alphas": 100.0}, others=others, split="subject",
+            lengths=(4,), repeated=True,
+        )  # fmt: skip
+    for subject, ds in found.items():
+        assert ds.attrs["subject"] == subject and ds.attrs["split"] == "subject"
+        assert ds["n_trials"].values.tolist() == [3]
+        assert ds["accuracy"].values[0] > ds["chance_high"].values[0]
+        # Half a window, and the delay that the filters wait for.
+        assert ds["followed"] == 1 and 1.5 < ds["latency"] < 4
+        assert ds["share"][0].values[0] < 0.5 < ds["share"][0].values[-1]
+    section = attention_section({"other": found})
+    ids = [f.id for f in section.figures]
+    assert ids == ["accuracy", "accuracy-other", "switches", "after-a-switch", "latency"]
+    latency = section.figures[-1].data["value"]
+    assert latency.sel(series="half a window").values.tolist() == [2]
+    mean = np.mean([ds["latency"].item() for ds in found.values()])
+    assert latency.sel(series="other").values[0] == pytest.approx(mean)
+    assert section.summary[-1].value == pytest.approx(mean) and section.summary[-1].unit == "s"
+    assert "Fitted to other listeners alone: other." in section.intro
+    (s1, features), s2 = made["s1"], made["s2"]
+    with pytest.raises(ConfigError, match="of no use to the split 'trial'"):
+        decode(s1, features, "oracle", others=[s2])
+    with pytest.raises(ConfigError, match="must be others"):
+        decode(s1, features, "oracle", split="subject")
+    with pytest.raises(ConfigError, match="'s1' is among the others"):
+        decode(s1, features, "oracle", split="subject", others=[made["s1"], s2])
+    with pytest.raises(SchemaError, match=r"different channels: \{'s1': 3, 's2': 4\}"):
+        decode(s1.isel(neuroid=slice(3)), features, "oracle", split="subject", others=[s2])
+
+
+def test_voices_are_told_apart_by_their_spectrum(clips):
+    made = simulate_listening(
+        clips, trials=4, seconds=10, rate=RATE, electrodes=3, deaf=0, sound_rate=2000.0,
+        spaces=("envelope", "mel"),
+    )  # fmt: skip
+    settings = {"n_clusters": 3, "epochs": 1, "hidden": 4}
+    found = decode(*made, "cluster", settings, lengths=(5,), repeated=True)
+    assert np.isfinite(found["score"]).all() and found["n_windows"].values.tolist() == [8]
+    envelope = made[1].isel(feature=np.flatnonzero(made[1]["space"] == "envelope"))
+    with pytest.raises(SchemaError, match="Prepare the recording with mel"):
+        decode(made[0], envelope, "cluster", settings)
 
 
 def test_names_of_decoders():
@@ -179,7 +233,10 @@ def test_section(decoded, tmp_path):
         curve["value"].sel(series="forward model"), decoded["forward"]["accuracy"]
     )
     written = read_section(write_section(section, tmp_path / "section"))
-    assert written.summary[1].value == 1 and "[@geirnaert2020]" in written.methods
+    # The oracle knows the answer; it stands beside, and is no finding.
+    (accuracy,) = written.summary
+    assert accuracy.label.endswith("5 s: forward model") and accuracy.reference == "guessing 0.500"
+    assert "[@geirnaert2020]" in written.methods
     xr.Dataset({"a": 1}).to_netcdf(tmp_path / "else.nc")
     with pytest.raises(SchemaError, match="no decoded attention"):
         section_from_decoded([tmp_path / "else.nc"])
@@ -271,6 +328,12 @@ def test_configurations_that_cannot_be_used(change, says):
         "listening": {"decoders": {"linear": {"kind": "reconstruction"}}},
     }  # fmt: skip
     with pytest.raises(ConfigError, match=says):
+        validate_config(config)
+    config["studies"]["s"] = {
+        "loader": "biesmans2016", "analyses": ["attention"], "subjects": ["S1"]
+    }  # fmt: skip
+    config["listening"]["decoders"]["linear"]["split"] = "subject"
+    with pytest.raises(ConfigError, match="leaves out a subject; 's' has no other"):
         validate_config(config)
     del config["listening"]
     with pytest.raises(ConfigError, match="no key listening"):

@@ -104,3 +104,41 @@ def test_files_at_fault(tmp_path):
     pd.DataFrame({"windowSize": [1.0], "accuracy": [60.0]}).to_csv(table)
     with pytest.raises(SchemaError, match="windowSize and one per metric"):
         read_accuracies(table)
+    table.write_text("")
+    with pytest.raises(SchemaError, match="is no table"):
+        read_accuracies(table)
+    table.write_text("windowSize,Metric1\n1,high\n")
+    with pytest.raises(SchemaError, match="'Metric1' holds what is no number"):
+        read_accuracies(table)
+    cut = tmp_path / "cut.mat"
+    cut.write_bytes(made(tmp_path).read_bytes()[:400])
+    with pytest.raises(SchemaError, match="no MATLAB file"):
+        read_results(cut)
+    for wrong, says in (
+        ({"thisWindowSize": 0.0}, "thisWindowSize is 0"),
+        ({"thisWindowSize": np.zeros((0, 0))}, "'thisWindowSize' has 0 values"),
+        ({"corrAttEst_Att": "none"}, "expected numbers"),
+    ):
+        with pytest.raises(SchemaError, match=says):
+            read_results(made(tmp_path, **wrong))
+    savemat(cut, {"structResults": np.eye(3)})
+    with pytest.raises(SchemaError, match="expected one struct"):
+        read_results(cut)
+
+
+def test_what_is_missing_is_told(tmp_path, capsys):
+    """A window without correlations is wrong; JSON holds null and no NaN."""
+    lost = np.array([[0.3, 0.1, 0.0], [np.nan] * 3, [0.2, 0.0, 0.0]])
+    path = made(tmp_path, corrAttEst_Att=lost, metric1Accu=np.nan)
+    table = tmp_path / "a_Traj.csv"
+    table.write_text("windowSize,testMetric1\n0.5,60\n7,\n")
+    assert main(["aad-accuracy", str(path), str(table)]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    records = json.loads(text)["results"]
+    assert [r["metric"] for r in records] == [1, 2, 4, 1, 1]
+    assert records[0]["n_not_finite"] == 1 and records[0]["accuracy"] == pytest.approx(100 / 3)
+    assert records[0]["stored"] is None and not records[0]["reproduced"]
+    assert "stored" not in records[1]
+    assert [r["accuracy"] for r in records[3:]] == [60, None]
+    assert records[4]["feature"] == "Traj" and records[4]["window"] == 7

@@ -121,3 +121,40 @@ def test_files(simulated, tmp_path, capsys):
     assert "Give .npz files" in run(capsys, tmp_path / "c.npz")[1]
     status, said = run(capsys, tmp_path / "a.npz", "--split", "trial")
     assert status == 2 and "one trial" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eeg": np.zeros((3, 400))}, "eeg (3, 400)"),
+        ({"eeg": np.full((400, 3), np.nan)}, "1200 values of the recording are not finite"),
+        ({"eeg": np.full((400, 3), "a")}, "expected numbers"),
+        ({"fs": np.array([64.0, 32.0])}, "expected one number, in Hz"),
+        ({"fs": np.array([[32.0]])}, "rates of [32.0, 64.0] Hz"),
+        ({"eeg": np.zeros((400, 2))}, "[2, 3] channels"),
+        ({"eeg": np.array([None])}, "Give .npz files"),
+    ],
+)
+def test_files_that_do_not_go_together(change, says, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    good = {"eeg": rng.normal(size=(400, 3)), "envelope": rng.random(400), "fs": 64.0}
+    np.savez(tmp_path / "a.npz", **good)
+    np.savez(tmp_path / "b.npz", **(good | change))
+    status, said = run(capsys, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert status == 2 and says in said
+
+
+def test_files_that_are_cut_or_of_one_name(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / s / "trial.npz" for s in ("s1", "s2")]
+    for path in paths:
+        path.parent.mkdir()
+        np.savez(path, eeg=rng.normal(size=(600, 2)), envelope=rng.random(600))
+    status, found = run(capsys, *paths, "--shifts", 0, "--folds", 2, "--alphas", 10)
+    assert status == 0 and list(found["backward"]["r_by_trial"]) == [str(p) for p in paths]
+    paths[1].write_bytes(paths[0].read_bytes()[:900])
+    assert "Give .npz files" in run(capsys, *paths)[1]
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    assert "is a single array" in run(capsys, tmp_path / "a.npy")[1]
+    status, said = run(capsys, tmp_path / "none.npz")
+    assert status == 2 and "none.npz" in said
