@@ -381,7 +381,8 @@ def example_pictures(
     """
     import torch
 
-    from brainalign.psychophysics.stimuli import band_frequencies, mask
+    from brainalign.psychophysics.pyramid import band_frequencies
+    from brainalign.psychophysics.stimuli import mask
 
     frequencies = band_frequencies(*image.shape)
     cells = [(sd, b) for sd in noise_sds if sd > 0 for b in range(len(frequencies))]
