@@ -60,6 +60,7 @@ def channels_section(
     examples: tuple[NDArray[np.float32], Sequence[str], Sequence[str]] | None = None,
     published: Mapping[str, xr.Dataset] | None = None,
     missing: Sequence[str] = (),
+    guess: float | None = None,
     level: float = 0.95,
     n_bootstrap: int = 200,
     seed: int = 0,
@@ -80,6 +81,9 @@ def channels_section(
         Trials of people in other experiments by name, as of Geirhos et al. 2021.
     missing : sequence of str
         What was left out, and why.
+    guess : float, optional
+        Share right by chance, of all observers; by default one over the number of categories that
+        each was shown.
     level : float
         Coverage of the intervals.
     n_bootstrap, seed : int
@@ -96,7 +100,7 @@ def channels_section(
             f"Observers are needed, and people among them; got {[*observers]}, people {[*people]}."
         )
     found = {
-        title: _of_observer(trials, title in people, level, n_bootstrap, seed)
+        title: _of_observer(trials, title in people, guess, level, n_bootstrap, seed)
         for title, trials in observers.items()
     }
     fits: dict[str, AreaFit] = {}
@@ -117,7 +121,7 @@ def channels_section(
     ]
     if examples is not None:
         figures.insert(0, _examples(*examples))
-    figures.append(_trials_needed(observers, found, seed))
+    figures.append(_trials_needed(observers, guess, seed))
     consistent = _consistency(observers, people, level, n_bootstrap, seed)
     figures += [] if consistent is None else [consistent]
     figures += _compared(found, people, level)
@@ -148,12 +152,19 @@ def channels_section(
 
 
 def _of_observer(
-    trials: xr.Dataset, person: bool, level: float, n_bootstrap: int, seed: int
+    trials: xr.Dataset,
+    person: bool,
+    guess: float | None,
+    level: float,
+    n_bootstrap: int,
+    seed: int,
 ) -> _Measured:
-    fit: ChannelFit = fit_channel(trials, level=level)
+    fit: ChannelFit = fit_channel(trials, guess=guess, level=level)
     over = repeated_over(trials)
     draws = (
-        bootstrap_channel(trials, over=over, n_bootstrap=n_bootstrap, seed=seed) if over else None
+        bootstrap_channel(trials, over=over, guess=guess, n_bootstrap=n_bootstrap, seed=seed)
+        if over
+        else None
     )
     try:
         matrix = accuracy_matrix(trials)
@@ -423,14 +434,13 @@ def _examples(
     )
 
 
-def _trials_needed(
-    observers: Mapping[str, xr.Dataset], found: Mapping[str, _Measured], seed: int
-) -> Figure:
+def _trials_needed(observers: Mapping[str, xr.Dataset], guess: float | None, seed: int) -> Figure:
     first = next(iter(observers.values()))
     noisy = first["noise_sd"].values > 0
     bands = np.unique(first["frequency"].values[noisy])
     levels = np.unique(first["noise_sd"].values)
-    guess = 1 / len(np.unique(first["category"].values.astype(str)))
+    if guess is None:
+        guess = 1 / len(np.unique(first["category"].values.astype(str)))
     middle = float(np.exp(np.log(bands).mean()))
     errors = {
         f"{width:g} octaves wide": recovery_error(

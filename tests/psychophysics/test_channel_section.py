@@ -141,7 +141,7 @@ def test_commands_from_images_to_section(tmp_path, capsys):
     assert clean.mean() > 0.9
     assert main(["channel", "--trials", str(out), "--bootstraps", "20"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["resampled"]["over"] == ["stimulus_id"]
+    assert record["n_trials"] == 12 * 12
     section = ["channel-section", str(out), *common, "--bootstraps", "20"]
     assert main([*section, "--out", str(tmp_path / "section")]) == 0
     assert {f.id for f in read_section(tmp_path / "section").figures} >= {"pictures", "channels"}
