@@ -25,8 +25,8 @@ from brainalign.psychophysics.pyramid import n_bands
 
 #: Pictures of the experiment, and those of them that are timed.
 EXPERIMENT = 1050
-SAMPLE = {"full": 20, "small": 2}
-BATCHES = {"full": (1, 64), "small": (1, 16)}
+SAMPLE = {"full": 6, "small": 1}
+BATCHES = {"full": (1, 35), "small": (1, 8)}
 SIDES = (224, 256)
 #: How much faster than pyrtools pyramids are; stimuli are made in float32.
 REQUIRED = {torch.float32: 5.0, torch.float64: 3.0}

@@ -206,7 +206,7 @@ def _bands(observers: Mapping[str, xr.Dataset]) -> NDArray[np.float64]:
 
 def _interval(ends: tuple[float, float]) -> str:
     low, high = ends
-    return f"{low:.3g} to {high:.3g}" if np.isfinite(high) and low > 0 else (
+    return f"{low:.3g}–{high:.3g}" if np.isfinite(high) and low > 0 else (
         f"up to {high:.3g}" if np.isfinite(high) else f"{low:.3g} or more" if low > 0 else "open"
     )  # fmt: skip
 

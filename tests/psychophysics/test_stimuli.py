@@ -74,6 +74,23 @@ def test_pyramid_is_that_of_pyrtools(shape):
         )
 
 
+def test_cached_images_and_traced_ones_agree():
+    white = torch.randn(3, 70, 83, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    traced = white.clone().requires_grad_()
+    plain = laplacian_pyramid(white)
+    for a, b in zip(plain, laplacian_pyramid(traced), strict=True):
+        assert b.requires_grad and torch.allclose(a, b, rtol=0, atol=1e-12)
+    for a, b in zip(plain, laplacian_pyramid(white.float()), strict=True):
+        assert b.dtype == torch.float32 and (a - b).abs().max() < 2e-6 * a.abs().max()
+    assert [a.shape for a in laplacian_pyramid(white[:0])] == [(0, *a.shape[1:]) for a in plain]
+    for band in range(len(plain)):
+        noise = octave_noise(white, band)
+        assert torch.allclose(noise, octave_noise(traced, band), rtol=0, atol=1e-11)
+        assert torch.equal(noise[1], octave_noise(white[1], band))
+    octave_noise(traced, 1).square().sum().backward()
+    assert traced.grad is not None and (traced.grad != 0).all()
+
+
 def test_bands():
     assert band_frequencies(224, 224).tolist() == [1.75 * 2**f for f in range(7)]
     assert band_frequencies(64, 90).tolist() == [2, 4, 8, 16, 32]
