@@ -25,7 +25,8 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 5
-LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "zarr", "himalaya", "mtrf", "rsatoolbox")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "zarr", "himalaya", "mtrf", "rsatoolbox",
+             "pyrtools")  # fmt: skip
 
 
 def arguments(description: str) -> argparse.Namespace:

@@ -22,6 +22,7 @@ SECTIONS = {
     "Permutation test and bootstrap": ("significance",),
     "Voxel weights on a library of embeddings": ("scuba",),
     "One subject of the size of NSD, from disk to disk": ("nsd",),
+    "Octave noise and its pyramids": ("critical_band",),
     "On a GPU": ("gpu",),
 }
 #: Sections on attention, whose rows tell several peers and the memory of each.
@@ -47,6 +48,7 @@ Ratios travel between machines better than times do: run the scripts on yours.
 make setup                                        # or: pip install himalaya mtrf
 OMP_NUM_THREADS=2 python benchmarks/ridge.py     # and banded.py, trf.py, rsa.py, nsd.py, scaling.py
 OMP_NUM_THREADS=2 python benchmarks/scuba.py     # embeddings of 2 GB on disk, some minutes
+OMP_NUM_THREADS=1 python benchmarks/critical_band.py --threads 1    # with pyrtools installed
 OMP_NUM_THREADS=2 python benchmarks/attention_lightning.py    # and attention_neighborhood.py
 python benchmarks/gpu.py                         # on a machine with a CUDA device; attention_gpu.py
 python benchmarks/report.py

@@ -699,6 +699,7 @@ def _channel_section(args: argparse.Namespace) -> int:
         examples=example_pictures(image, levels, contrast=args.contrast, mean=args.mean_intensity),
         published=published,
         missing=missing,
+        guess=args.guess,
         n_bootstrap=args.bootstraps,
         seed=args.seed,
     )
@@ -707,8 +708,12 @@ def _channel_section(args: argparse.Namespace) -> int:
     return 0
 
 
-def _thresholds(words: str) -> list[int]:
-    return [int(word) for word in words.split(",")]
+def _thresholds(words: str) -> list[float]:
+    try:
+        return [float(word) for word in words.split(",")]
+    except ValueError:
+        said = f"{words!r} is no list of numbers parted by commas, such as 0,0,0,0,2,2,0"
+        raise argparse.ArgumentTypeError(said) from None
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -1341,6 +1346,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--published-people", action="store_true", help="the people of geirhos2021, if to be had"
     )
+    p.add_argument("--guess", type=float, help="share right by chance; default 1 / categories")
     p.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
     p.add_argument("--contrast", type=float, default=0.2, help="of the pictures")
     p.add_argument("--mean-intensity", type=float, default=0.449, help="of the pictures, in 0..1")

@@ -87,7 +87,7 @@ rule channels_section:
         folder=lambda w: shown_folder(),
         areas=lambda w, input: options(areas=input.areas or None),
         options=lambda w: options(
-            **{k: PSYCHOPHYSICS.get(k) for k in ("size", "contrast", "mean_intensity", "bootstraps")},
+            **{k: PSYCHOPHYSICS.get(k) for k in ("size", "contrast", "mean_intensity", "guess", "bootstraps")},
             people=PSYCHOPHYSICS["people"] or None,
             published_people=PSYCHOPHYSICS["published_people"],
             seed=config["seed"],

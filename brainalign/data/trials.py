@@ -51,7 +51,8 @@ def read_trials(paths: str | Path | Iterable[str | Path]) -> xr.Dataset:
     UnavailableError
         If a file is missing.
     SchemaError
-        If a column is missing, files differ in their columns, or a value is no number.
+        If a file is no table, a column is missing, files differ in their columns, or a value is no
+        number.
     """
     import pandas as pd
 
@@ -64,7 +65,11 @@ def read_trials(paths: str | Path | Iterable[str | Path]) -> xr.Dataset:
     for file in files:
         if not file.is_file():
             raise UnavailableError(f"The file of trials {file} is missing.")
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        try:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise SchemaError(f"{file} is no table of trials: {str(error).strip()}.") from error
+        table = table.rename(columns=str.strip)
         geirhos = "imagename" in table
         table = table.rename(columns=lambda c: _NAMES.get(c, c.lower()))
         if geirhos:
@@ -82,7 +87,7 @@ def read_trials(paths: str | Path | Iterable[str | Path]) -> xr.Dataset:
         if column not in table:
             raise SchemaError(
                 f"{files[0]} has no column {column!r}; it has {', '.join(map(repr, table))}.",
-                "Trials need 'response' and 'category', or 'correct'.",
+                "Trials need 'response' and 'category', or 'correct', in columns parted by commas.",
             )
     data: dict[str, Any] = {}
     for name in map(str, table):

@@ -152,6 +152,8 @@ def fit_index_channel(
     ------
     SchemaError
         If the indices are not whole numbers in 0..n_levels - 1, or fewer than 3.
+    ConfigError
+        If `lowest` is no frequency, or there are fewer than 2 levels of noise.
 
     References
     ----------
@@ -159,6 +161,10 @@ def fit_index_channel(
     """
     from scipy.optimize import OptimizeWarning, curve_fit
 
+    if not (np.isfinite(lowest) and lowest > 0):
+        raise ConfigError(f"lowest must be a frequency above 0; got {lowest:g}.")
+    if n_levels < 2:
+        raise ConfigError(f"A channel needs 2 levels of noise or more; got {n_levels}.")
     j = np.asarray(indices, dtype=np.float64)
     most = n_levels - 1
     if j.ndim != 1 or len(j) < 3 or not np.isin(j, np.arange(n_levels)).all():
@@ -345,17 +351,17 @@ def _cells(frequency: ArrayLike, noise_sd: ArrayLike, guess: float) -> _Cells:
     if f.shape != c.shape or f.ndim != 1:
         raise SchemaError(f"One frequency and one noise_sd a cell; got {f.shape} and {c.shape}.")
     noisy = c > 0
-    if not (np.isfinite(c).all() and (c >= 0).all() and (f[noisy] > 0).all()):
-        raise SchemaError(
-            "noise_sd must be at least 0, and frequency above 0 where there is noise."
-        )
+    if not (np.isfinite(c).all() and (c >= 0).all()):
+        raise SchemaError("noise_sd must be a number of at least 0 in every trial.")
+    if not (np.isfinite(f[noisy]).all() and (f[noisy] > 0).all()):
+        raise SchemaError("frequency must be a number above 0 where there is noise.")
     if len(np.unique(f[noisy])) < 3:
         raise SchemaError(
             f"A channel needs noise in 3 bands or more; got {np.unique(f[noisy]).tolist()} "
             "cycles/image."
         )
     if not 0 <= guess < 1:
-        raise ConfigError(f"guess must lie in 0..1; got {guess}.")
+        raise ConfigError(f"guess must lie in 0..1; got {guess:g}.")
     log_f = np.log2(np.where(noisy, f, 1.0))
     weakest, strongest = np.log2(c[noisy].min() / UNIT_SD), np.log2(c.max() / UNIT_SD)
     low, high = log_f[noisy].min(), log_f[noisy].max()
@@ -431,6 +437,7 @@ def fit_channels(
         If shapes or counts do not fit, or there are fewer than 3 bands.
     """
     cells = _cells(frequency, noise_sd, guess)
+    _check_level(level)
     k = np.atleast_2d(np.asarray(correct, dtype=np.float64))
     total = np.broadcast_to(np.asarray(n, dtype=np.float64), k.shape)
     if k.shape[1:] != cells.noise_sd.shape:
@@ -542,7 +549,23 @@ def _guess(trials: xr.Dataset, guess: float | None) -> float:
         return guess
     if "category" not in trials:
         raise SchemaError("trials: 'category' is missing.", "Give it, or the share of guesses.")
-    return 1 / len(np.unique(trials["category"].values.astype(str)))
+    known = np.unique(trials["category"].values.astype(str))
+    if len(known) < 2:
+        raise SchemaError(
+            f"trials: the category is always {str(known[0])!r}, which tells no share of guesses.",
+            "Give it: one over the number of classes that could be answered.",
+        )
+    return 1 / len(known)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ConfigError(f"The level of intervals must lie between 0 and 1; got {level:g}.")
+
+
+def _check_draws(n_bootstrap: int) -> None:
+    if n_bootstrap < 1:
+        raise ConfigError(f"Intervals need 1 draw or more; n_bootstrap is {n_bootstrap}.")
 
 
 _VALUES = ("bandwidth", "centre", "sensitivity")
@@ -585,6 +608,7 @@ def bootstrap_channel(
     SchemaError
         As `fit_channel`, or if a name is missing or has one value alone.
     """
+    _check_draws(n_bootstrap)
     cells = count_cells(trials)
     rate = _guess(trials, guess)
     size = trials.sizes["trial"]
@@ -623,12 +647,19 @@ def bootstrap_channel(
 def _cell_of(trials: xr.Dataset, cells: xr.Dataset) -> NDArray[np.intp]:
     """Return the row of `count_cells` that each trial belongs to."""
 
-    def keys(ds: xr.Dataset) -> list[tuple[float, float]]:
-        f = np.nan_to_num(ds["frequency"].values.astype(float), nan=-1.0)
-        return list(zip(f.tolist(), ds["noise_sd"].values.astype(float).tolist(), strict=True))
+    def keys(f: NDArray[np.float64], ds: xr.Dataset) -> list[tuple[float, float]]:
+        sd = ds["noise_sd"].values.astype(float)
+        return list(zip(np.nan_to_num(f, nan=-1.0).tolist(), sd.tolist(), strict=True))
 
-    place = {key: i for i, key in enumerate(keys(cells))}
-    return np.array([place[key] for key in keys(trials)])
+    place = {key: i for i, key in enumerate(keys(cells["frequency"].values, cells))}
+    return np.array([place[key] for key in keys(_frequency(trials), trials)])
+
+
+def _frequency(trials: xr.Dataset) -> NDArray[np.float64]:
+    """Return the band of each trial; NaN for one without noise that is of none of the bands."""
+    f = trials["frequency"].values.astype(float)
+    noisy = trials["noise_sd"].values.astype(float) > 0
+    return np.where(noisy | np.isin(f, f[noisy]), f, np.nan)
 
 
 def percentile_intervals(draws: xr.Dataset, level: float = 0.95) -> dict[str, tuple[float, float]]:
@@ -745,7 +776,7 @@ def count_cells(trials: xr.Dataset) -> xr.Dataset:
     ----------
     trials : xarray.Dataset
         The ``trials`` schema with ``correct``, ``noise_sd`` and ``frequency``. The frequency of a
-        trial without noise may be NaN; it then belongs to no band.
+        trial without noise may be NaN, or none of those with noise; it then belongs to no band.
 
     Returns
     -------
@@ -767,7 +798,7 @@ def count_cells(trials: xr.Dataset) -> xr.Dataset:
         )
     table = pd.DataFrame(
         {
-            "frequency": trials["frequency"].values.astype(float),
+            "frequency": _frequency(trials),
             "noise_sd": trials["noise_sd"].values.astype(float),
             "correct": trials["correct"].values.astype(float),
         }
@@ -862,6 +893,8 @@ def fit_thresholds(
     SchemaError
         As `fit_channel`.
     """
+    _check_level(level)
+    _check_draws(n_bootstrap)
     counts = count_cells(trials)
     rate = _guess(trials, guess)
     cells = _cells(counts["frequency"].values, counts["noise_sd"].values, rate)
@@ -954,16 +987,17 @@ def trials_record(
         ``bandwidth`` (octaves), ``centre`` (cycles/image), ``sensitivity``, ``flags`` and
         ``intervals`` of the maximum-likelihood fit, its ``slope``, ``lapse``, ``guess``; ``level``
         and ``n_trials``; ``resampled``, the intervals of `bootstrap_channel` over images that were
-        shown more than once and over subjects, or None where there is neither; the ``thresholds``
-        of `fit_thresholds` by band; ``published_rule``, what `fit_index_channel` makes of the same
-        trials, or None where a band lacks a level of noise or levels are not five. None stands for
-        an end that is open.
+        shown more than once and over subjects, or None where there is neither or the channel is no
+        estimate; the ``thresholds`` of `fit_thresholds` by band; ``published_rule``, what
+        `fit_index_channel` makes of the same trials, or None where a band lacks a level of noise or
+        levels are not the published ones. None stands for an end that is open.
 
     Raises
     ------
     SchemaError
         As `fit_channel`.
     """
+    _check_draws(n_bootstrap)
     fit = fit_channel(trials, guess=guess, level=level)
     bands = fit_thresholds(trials, guess=guess, level=level, n_bootstrap=n_bootstrap, seed=seed)
     thresholds = [
@@ -981,7 +1015,9 @@ def trials_record(
         "guess": fit.guess,
         "level": fit.level,
         "n_trials": fit.n_trials,
-        "resampled": _resampled(trials, guess, level, n_bootstrap, seed),
+        "resampled": _resampled(trials, guess, level, n_bootstrap, seed)
+        if fit.channel.usable
+        else None,
         "thresholds": thresholds,
         "published_rule": _published(trials),
     }

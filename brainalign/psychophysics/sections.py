@@ -60,6 +60,7 @@ def channels_section(
     examples: tuple[NDArray[np.float32], Sequence[str], Sequence[str]] | None = None,
     published: Mapping[str, xr.Dataset] | None = None,
     missing: Sequence[str] = (),
+    guess: float | None = None,
     level: float = 0.95,
     n_bootstrap: int = 200,
     seed: int = 0,
@@ -80,6 +81,9 @@ def channels_section(
         Trials of people in other experiments by name, as of Geirhos et al. 2021.
     missing : sequence of str
         What was left out, and why.
+    guess : float, optional
+        Share right by chance, of all observers; by default one over the number of categories that
+        each was shown.
     level : float
         Coverage of the intervals.
     n_bootstrap, seed : int
@@ -96,7 +100,7 @@ def channels_section(
             f"Observers are needed, and people among them; got {[*observers]}, people {[*people]}."
         )
     found = {
-        title: _of_observer(trials, title in people, level, n_bootstrap, seed)
+        title: _of_observer(trials, title in people, guess, level, n_bootstrap, seed)
         for title, trials in observers.items()
     }
     fits: dict[str, AreaFit] = {}
@@ -108,7 +112,12 @@ def channels_section(
     found |= {title: _of_area(fit, areas) for title, fit in fits.items()}
     bands = _bands(observers)
     figures = [_table(found)]
-    figures += [f for f in (_curves(found, bands, level), _widths(found)) if f is not None]
+    drawn = (
+        _curves(found, bands, level, areas=False),
+        _curves(found, bands, level, areas=True),
+        _widths(found),
+    )
+    figures += [f for f in drawn if f is not None]
     figures += [_heatmap(i, t, trials) for i, (t, trials) in enumerate(observers.items())][
         :_HEATMAPS
     ]
@@ -117,7 +126,7 @@ def channels_section(
     ]
     if examples is not None:
         figures.insert(0, _examples(*examples))
-    figures.append(_trials_needed(observers, found, seed))
+    figures.append(_trials_needed(observers, guess, seed))
     consistent = _consistency(observers, people, level, n_bootstrap, seed)
     figures += [] if consistent is None else [consistent]
     figures += _compared(found, people, level)
@@ -148,12 +157,19 @@ def channels_section(
 
 
 def _of_observer(
-    trials: xr.Dataset, person: bool, level: float, n_bootstrap: int, seed: int
+    trials: xr.Dataset,
+    person: bool,
+    guess: float | None,
+    level: float,
+    n_bootstrap: int,
+    seed: int,
 ) -> _Measured:
-    fit: ChannelFit = fit_channel(trials, level=level)
+    fit: ChannelFit = fit_channel(trials, guess=guess, level=level)
     over = repeated_over(trials)
     draws = (
-        bootstrap_channel(trials, over=over, n_bootstrap=n_bootstrap, seed=seed) if over else None
+        bootstrap_channel(trials, over=over, guess=guess, n_bootstrap=n_bootstrap, seed=seed)
+        if over
+        else None
     )
     try:
         matrix = accuracy_matrix(trials)
@@ -190,7 +206,7 @@ def _bands(observers: Mapping[str, xr.Dataset]) -> NDArray[np.float64]:
 
 def _interval(ends: tuple[float, float]) -> str:
     low, high = ends
-    return f"{low:.3g} to {high:.3g}" if np.isfinite(high) and low > 0 else (
+    return f"{low:.3g}–{high:.3g}" if np.isfinite(high) and low > 0 else (
         f"up to {high:.3g}" if np.isfinite(high) else f"{low:.3g} or more" if low > 0 else "open"
     )  # fmt: skip
 
@@ -199,43 +215,48 @@ def _table(found: Mapping[str, _Measured]) -> Figure:
     columns: dict[str, list[Any]] = {
         "observer": [*found],
         "kind": [m.kind for m in found.values()],
-        "trials": [m.n for m in found.values()],
-        "right without noise, %": [100 * m.clean for m in found.values()],
+        "trials": [f"{m.n:,}" for m in found.values()],
+        "right, %": ["" if np.isnan(m.clean) else f"{100 * m.clean:.0f}" for m in found.values()],
     }
     units = {"bandwidth": "octaves", "centre": "cycles per image", "sensitivity": ""}
     for name, unit in units.items():
-        title = f"{name}, {unit}" if unit else name
-        columns[title] = [getattr(m.channel, name) for m in found.values()]
-        columns[f"{name}: interval"] = [_interval(m.intervals[name]) for m in found.values()]
+        columns[f"{name}, {unit}" if unit else name] = [
+            f"{getattr(m.channel, name):.3g} ({_interval(m.intervals[name])})"
+            for m in found.values()
+        ]
     columns["drawn over"] = [m.drawn_over for m in found.values()]
     columns["flags"] = [", ".join(m.channel.flags) or "none" for m in found.values()]
-    columns["bandwidth by the published rule"] = [
-        np.nan if m.rule is None else m.rule.bandwidth for m in found.values()
-    ]
-    columns["its flags"] = [
-        "not applied" if m.rule is None else ", ".join(m.rule.flags) or "none"
-        for m in found.values()
-    ]
+    columns["published rule, octaves"] = [_by_rule(m.rule) for m in found.values()]
     return Figure(
         "channels",
         "table",
         "Channels",
-        "Bandwidth, centre and peak sensitivity of each channel, with intervals. Rows flagged "
-        "flat, below_half or diverged are no estimates. An open end means that these trials "
-        "exclude no value on that side.",
+        "Bandwidth, centre and peak sensitivity of each channel, with intervals over what was "
+        "drawn anew; right answers are those without noise. Rows flagged flat, below_half or "
+        "diverged are no estimates. An open end means that these trials exclude no value on that "
+        "side. The last column is the bandwidth by the published rule, with its flags.",
         xr.Dataset({c: ("row", np.array(v)) for c, v in columns.items()}),
     )
 
 
-def _gain(x: NDArray[np.float64], centre: Any, bandwidth: Any, peak: Any = 1.0) -> NDArray:
-    """Return the log-Gaussian sensitivity, at (frequency,) for each of (draw, 1)."""
-    return peak * 2.0 ** -((2 * np.log2(x / centre) / bandwidth) ** 2)
+def _by_rule(rule: Channel | None) -> str:
+    if rule is None:
+        return ""
+    width = f"{rule.bandwidth:.3g}" if np.isfinite(rule.bandwidth) else ""
+    flags = ", ".join(rule.flags)
+    return f"{width} ({flags})" if width and flags else width or flags
+
+
+def _gain(x: NDArray[np.float64], centre: Any, bandwidth: Any) -> NDArray:
+    """Return log-Gaussian sensitivity over its peak, at (frequency,) for each of (draw, 1)."""
+    return 2.0 ** -((2 * np.log2(x / centre) / bandwidth) ** 2)
 
 
 def _curves(
-    found: Mapping[str, _Measured], bands: NDArray[np.float64], level: float
+    found: Mapping[str, _Measured], bands: NDArray[np.float64], level: float, areas: bool
 ) -> Figure | None:
-    usable = {t: m for t, m in found.items() if m.channel.usable}
+    """Draw the channels of areas, or of all others."""
+    usable = {t: m for t, m in found.items() if m.channel.usable and (m.kind == "area") == areas}
     if not usable:
         return None
     x = np.geomspace(bands[0] / 2, 2 * bands[-1], _CURVE_POINTS)
@@ -244,33 +265,35 @@ def _curves(
         c = m.channel
         value[i] = _gain(x, c.centre, c.bandwidth)
         if m.draws is not None:
-            of = (m.draws[v].values[:, None] for v in ("centre", "bandwidth", "sensitivity"))
-            centre, bandwidth, peak = of
-            ends = np.nanquantile(
-                _gain(x, centre, bandwidth, peak / c.sensitivity),
-                [(1 - level) / 2, (1 + level) / 2], axis=0,
-            )  # fmt: skip
-            low[i], high[i] = np.minimum(ends, 4.0)
+            of = (m.draws[v].values[:, None] for v in ("centre", "bandwidth"))
+            # Each draw over its own peak, so that shades tell the place and width of the channel.
+            low[i], high[i] = np.nanquantile(
+                _gain(x, *of), [(1 - level) / 2, (1 + level) / 2], axis=0
+            )
     ds = xr.Dataset(
         {
             "value": (("x", "series"), value.T),
             "low": (("x", "series"), low.T),
             "high": (("x", "series"), high.T),
         },
-        coords={"x": x, "series": [f"{t} ({m.kind})" for t, m in usable.items()]},
+        coords={"x": x, "series": [*usable]},
     )
     ds["x"].attrs = {"long_name": "label of the noise's band", "units": "cycles/image"}
     ds["value"].attrs = {"long_name": "sensitivity over its peak", "units": ""}
+    what = (
+        "Look for areas whose band is that of the network, that of people, or neither."
+        if areas
+        else "Look for models whose channels are wider than those of people, or lie elsewhere."
+    )
     return Figure(
-        "curves",
+        "curves-areas" if areas else "curves",
         "curve",
-        "Channels of people, models and areas",
+        "Channels of areas" if areas else "Channels of people and models",
         "Sensitivity to noise at each frequency over the peak of the same observer: 1 at the "
-        f"centre, one half where the band ends. Shades hold {100 * level:.0f} % of the draws. Look "
-        "for channels that are wider than those of people, and for areas whose band is that of the "
-        "network or of neither.",
+        "centre, one half where the band ends. Shades hold the middle "
+        f"{100 * level:.0f} % of the draws, each over its own peak. {what}",
         ds,
-        {"x_log": True},
+        {"x_log": True, "width": "full"},
     )
 
 
@@ -303,6 +326,7 @@ def _widths(found: Mapping[str, _Measured]) -> Figure | None:
                 {"value": network, "label": "median network, published"},
             ],
             "orientation": "h",
+            "width": "full",
         },
     )
 
@@ -314,7 +338,8 @@ def _cells(
         {"value": (("row", "column"), share)},
         coords={"row": [f"{s:g}" for s in sd], "column": [f"{v:g}" for v in f]},
     )
-    ds["value"].attrs = {"long_name": name, "units": ""}
+    # One scale for all, so that maps of different observers compare.
+    ds["value"].attrs = {"long_name": name, "units": "", "vmin": 0.0, "vmax": 1.0}
     return ds
 
 
@@ -337,7 +362,7 @@ def _heatmap(i: int, title: str, trials: xr.Dataset) -> Figure:
         f"{title}: what noise does",
         "Share of right answers by band and level of noise. The channel is where the map is dark: "
         "noise there is what the observer cannot bear.",
-        _cells(table.to_numpy(), table.columns.to_numpy(), table.index.to_numpy(), "right"),
+        _cells(table.to_numpy(), table.columns.to_numpy(), table.index.to_numpy(), "share right"),
         dict(_HEATMAP_OPTIONS),
     )
 
@@ -355,7 +380,7 @@ def _area_heatmap(i: int, title: str, fit: AreaFit) -> Figure:
         "What is left of the differences among pictures in the predicted response: 1 where noise "
         "moves nothing, one half where it moves the pattern as far as pictures lie from their "
         "mean.",
-        _cells(table.to_numpy(), table.columns.to_numpy(), table.index.to_numpy(), "left"),
+        _cells(table.to_numpy(), table.columns.to_numpy(), table.index.to_numpy(), "share left"),
         dict(_HEATMAP_OPTIONS),
     )
 
@@ -381,7 +406,8 @@ def example_pictures(
     """
     import torch
 
-    from brainalign.psychophysics.stimuli import band_frequencies, mask
+    from brainalign.psychophysics.pyramid import band_frequencies
+    from brainalign.psychophysics.stimuli import mask
 
     frequencies = band_frequencies(*image.shape)
     cells = [(sd, b) for sd in noise_sds if sd > 0 for b in range(len(frequencies))]
@@ -422,14 +448,13 @@ def _examples(
     )
 
 
-def _trials_needed(
-    observers: Mapping[str, xr.Dataset], found: Mapping[str, _Measured], seed: int
-) -> Figure:
+def _trials_needed(observers: Mapping[str, xr.Dataset], guess: float | None, seed: int) -> Figure:
     first = next(iter(observers.values()))
     noisy = first["noise_sd"].values > 0
     bands = np.unique(first["frequency"].values[noisy])
     levels = np.unique(first["noise_sd"].values)
-    guess = 1 / len(np.unique(first["category"].values.astype(str)))
+    if guess is None:
+        guess = 1 / len(np.unique(first["category"].values.astype(str)))
     middle = float(np.exp(np.log(bands).mean()))
     errors = {
         f"{width:g} octaves wide": recovery_error(
@@ -510,7 +535,11 @@ def _consistency(
         "their accuracies say: 0 is chance, 1 the same errors. The first row is people among "
         "themselves.",
         ds,
-        {"orientation": "h", "reference_lines": [{"value": 0.0, "label": "chance"}]},
+        {
+            "orientation": "h",
+            "width": "full",
+            "reference_lines": [{"value": 0.0, "label": "chance"}],
+        },
     )
 
 
@@ -603,7 +632,7 @@ def _estimates(found: Mapping[str, _Measured]) -> list[Estimate]:
                 high if np.isfinite(high) else None,
                 "octaves",
                 f"{m.kind}; centre {m.channel.centre:.3g} cycles/image",
-                f"published: people {person:g}, networks {network:g}",
+                "" if m.kind == "area" else f"published: people {person:g}, networks {network:g}",
             )
         )
     return out

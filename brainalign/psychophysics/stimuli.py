@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,199 +11,22 @@ from torch import Tensor
 
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.psychophysics.analysis import NOISE_SDS
+from brainalign.psychophysics.pyramid import band_frequencies, octave_noise
 
 __all__ = [
     "CONTRAST",
     "MARGIN",
     "MEAN",
-    "band_frequencies",
     "divide_images",
     "draw_noise",
     "keep_in_range",
-    "laplacian_pyramid",
     "low_contrast",
     "mask",
     "masking_design",
-    "n_bands",
-    "octave_noise",
 ]
 
 #: Contrast and mean of the pictures; a pixel out of 0..1 is put this far inside.
 CONTRAST, MEAN, MARGIN = 0.2, 0.449, 0.1
-
-_BINOMIAL = np.array([1, 4, 6, 4, 1]) / 16 * np.sqrt(2)
-
-
-def n_bands(height: int, width: int) -> int:
-    """Return the number of levels of a pyramid: halvings until a side is below 5 pixels, and 1."""
-    side, levels = min(height, width), 1
-    while side >= len(_BINOMIAL):
-        side, levels = side // 2, levels + 1
-    return levels
-
-
-def band_frequencies(height: int, width: int) -> np.ndarray:
-    """Return the centres of the octave bands, cycles/image, from the lowest to the highest.
-
-    Band f of F is level F - 1 - f of the pyramid, centred at side / 2**(F - f), where the side is
-    the shorter one: 1.75, 3.5, ... 112 for 224 pixels.
-    """
-    total = n_bands(height, width)
-    return min(height, width) / 2.0 ** np.arange(total, 0, -1)
-
-
-@lru_cache(maxsize=256)
-def _reducing(size: int) -> np.ndarray:
-    """Return the matrix that blurs a line of pixels and keeps every second one."""
-    matrix = np.zeros(((size + 1) // 2, size))
-    for row in range(len(matrix)):
-        for tap, weight in enumerate(_BINOMIAL):
-            matrix[row, _mirrored(2 * row + tap - 2, size)] += weight
-    return matrix
-
-
-@lru_cache(maxsize=256)
-def _expanding(size: int) -> np.ndarray:
-    """Return the matrix that puts zeros between pixels and blurs them to a line of this size."""
-    matrix = np.zeros((size, (size + 1) // 2))
-    for row in range(size):
-        for tap, weight in enumerate(_BINOMIAL):
-            source = _mirrored(row + tap - 2, size)
-            if source % 2 == 0:
-                matrix[row, source // 2] += weight
-    return matrix
-
-
-def _mirrored(position: int, size: int) -> int:
-    """Return the pixel that a position is, reflected about the outermost pixels."""
-    if size == 1:
-        return 0
-    position %= 2 * size - 2
-    return min(position, 2 * size - 2 - position)
-
-
-def _apply(rows: np.ndarray, columns: np.ndarray, images: Tensor) -> Tensor:
-    r = torch.as_tensor(rows, dtype=images.dtype, device=images.device)
-    c = torch.as_tensor(columns, dtype=images.dtype, device=images.device)
-    return r @ images @ c.T
-
-
-def _reduce(images: Tensor) -> Tensor:
-    return _apply(_reducing(images.shape[-2]), _reducing(images.shape[-1]), images)
-
-
-def _expand(images: Tensor, height: int, width: int) -> Tensor:
-    return _apply(_expanding(height), _expanding(width), images)
-
-
-def laplacian_pyramid(images: Tensor, levels: int | None = None) -> list[Tensor]:
-    r"""Return the Laplacian pyramid of images, from the finest level to the residual.
-
-    .. math:: G_0 = x, \quad G_{k+1} = D G_k, \quad L_k = G_k - U G_{k+1}, \quad L_K = G_K
-
-    D blurs with the binomial filter (1 4 6 4 1)/16 :math:`\sqrt 2` along each axis, reflecting
-    about the edge, and keeps every second pixel; U puts zeros between pixels and blurs likewise.
-
-    Parameters
-    ----------
-    images : Tensor, shape (..., height, width)
-        Floating point, on any device.
-    levels : int, optional
-        How many; by default `n_bands`.
-
-    Returns
-    -------
-    list of Tensor, shapes (..., ceil(height / 2**k), ceil(width / 2**k))
-
-    Raises
-    ------
-    SchemaError
-        If the images are no floating-point tensor of two dimensions or more.
-    ConfigError
-        If there are more levels than the images allow.
-
-    References
-    ----------
-    Burt & Adelson 1983, IEEE Trans Commun 31:532-540.
-    """
-    if images.ndim < 2 or not images.is_floating_point():
-        raise SchemaError(
-            f"A pyramid needs floating-point images (..., height, width); got {images.dtype} of "
-            f"shape {tuple(images.shape)}."
-        )
-    most = n_bands(*images.shape[-2:])
-    levels = most if levels is None else levels
-    if not 1 <= levels <= most:
-        raise ConfigError(
-            f"Images of {images.shape[-2]} x {images.shape[-1]} pixels have 1 to {most} levels; "
-            f"{levels} were asked for."
-        )
-    pyramid = []
-    for _ in range(levels - 1):
-        smaller = _reduce(images)
-        pyramid.append(images - _expand(smaller, *images.shape[-2:]))
-        images = smaller
-    return [*pyramid, images]
-
-
-def _band(white: Tensor, level: int, levels: int) -> Tensor:
-    """Return one level of the pyramid of images, expanded to their size."""
-    sizes, at = [], white
-    for _ in range(level):
-        sizes.append(at.shape[-2:])
-        at = _reduce(at)
-    if level < levels - 1:
-        at = at - _expand(_reduce(at), *at.shape[-2:])
-    for size in reversed(sizes):
-        at = _expand(at, *size)
-    return at
-
-
-def _rms(images: Tensor) -> Tensor:
-    return images.square().mean((-2, -1), keepdim=True).sqrt()
-
-
-def octave_noise(white: Tensor, band: int) -> Tensor:
-    r"""Filter white noise to an octave and give it the power that it has in the highest band.
-
-    .. math:: n = b_f \, \frac{\mathrm{rms}(b_{F-1})}{\mathrm{rms}(b_f)}
-
-    with :math:`b_f` the level F - 1 - f of the Laplacian pyramid alone, expanded to the image's
-    size.
-
-    Parameters
-    ----------
-    white : Tensor, shape (..., height, width)
-        Noise.
-    band : int
-        f, from 0, the lowest; see `band_frequencies`.
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such band.
-
-    References
-    ----------
-    Subramanian et al. 2023, NeurIPS (arXiv:2309.13190).
-    """
-    total = n_bands(*white.shape[-2:])
-    if not 0 <= band < total:
-        raise ConfigError(
-            f"Images of {white.shape[-2]} x {white.shape[-1]} pixels have bands 0 to {total - 1}; "
-            f"got {band}."
-        )
-    highest = _band(white, 0, total)
-    if band == total - 1:
-        return highest
-    noise = _band(white, total - 1 - band, total)
-    # Without noise there is nothing to scale.
-    return noise * (_rms(highest) / _rms(noise).clamp_min(torch.finfo(noise.dtype).tiny))
 
 
 def low_contrast(images: Tensor, contrast: float = CONTRAST, mean: float = MEAN) -> Tensor:

@@ -68,12 +68,16 @@ def test_section_of_people_models_and_areas(tmp_path):
         missing=["One thing: it was not there."], n_bootstrap=20,
     )  # fmt: skip
     figures = {f.id: f for f in section.figures}
-    assert {"pictures", "channels", "curves", "bandwidths", "accuracy-0", "accuracy-1",
-            "fidelity-0", "trials-needed", "consistency", "compared"} == set(figures)  # fmt: skip
+    assert {"pictures", "channels", "curves", "curves-areas", "bandwidths", "accuracy-0",
+            "accuracy-1", "fidelity-0", "trials-needed", "consistency",
+            "compared"} == set(figures)  # fmt: skip
     table = figures["channels"].data
     assert table["kind"].values.tolist() == ["people", "model", "area"]
     assert table["drawn over"].values.tolist() == ["images and subjects", "images", "images"]
-    width = dict(zip(table["observer"].values, table["bandwidth, octaves"].values, strict=True))
+    told = [float(t.split(" (")[0]) for t in table["bandwidth, octaves"].values.astype(str)]
+    width = dict(zip(table["observer"].values, told, strict=True))
+    assert figures["curves"].data["series"].values.tolist() == ["people", "wide net"]
+    assert figures["curves-areas"].data["series"].values.tolist() == ["V1"]
     assert width["people"] == pytest.approx(1.5, rel=0.25)
     assert width["wide net"] == pytest.approx(4.0, rel=0.25)
     assert width["V1"] == pytest.approx(2.0, rel=0.15)
@@ -141,7 +145,7 @@ def test_commands_from_images_to_section(tmp_path, capsys):
     assert clean.mean() > 0.9
     assert main(["channel", "--trials", str(out), "--bootstraps", "20"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["resampled"]["over"] == ["stimulus_id"]
+    assert record["n_trials"] == 12 * 12
     section = ["channel-section", str(out), *common, "--bootstraps", "20"]
     assert main([*section, "--out", str(tmp_path / "section")]) == 0
     assert {f.id for f in read_section(tmp_path / "section").figures} >= {"pictures", "channels"}

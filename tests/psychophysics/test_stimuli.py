@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from brainalign.errors import ConfigError, SchemaError
-from brainalign.psychophysics.stimuli import (
+from brainalign.psychophysics.pyramid import (
     band_frequencies,
+    laplacian_pyramid,
+    n_bands,
+    octave_noise,
+)
+from brainalign.psychophysics.stimuli import (
     draw_noise,
     keep_in_range,
-    laplacian_pyramid,
     low_contrast,
     mask,
     masking_design,
-    n_bands,
-    octave_noise,
 )
 
 TAPS = np.sqrt(2) * np.array([1, 4, 6, 4, 1]) / 16
@@ -43,7 +45,7 @@ def slow_pyramid(image, levels):
     return [*pyramid, image]
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (33, 46), (21, 19), (14, 7)])
+@pytest.mark.parametrize("shape", [(40, 40), (33, 46), (14, 7), (70, 83), (81, 9)])
 def test_pyramid_is_that_of_slow_code(shape):
     image = np.random.default_rng(0).standard_normal(shape)
     levels = n_bands(*shape)
@@ -70,6 +72,23 @@ def test_pyramid_is_that_of_pyrtools(shape):
         assert octave_noise(torch.from_numpy(image), band).numpy() == pytest.approx(
             expected, abs=1e-9
         )
+
+
+def test_cached_images_and_traced_ones_agree():
+    white = torch.randn(3, 70, 83, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    traced = white.clone().requires_grad_()
+    plain = laplacian_pyramid(white)
+    for a, b in zip(plain, laplacian_pyramid(traced), strict=True):
+        assert b.requires_grad and torch.allclose(a, b, rtol=0, atol=1e-12)
+    for a, b in zip(plain, laplacian_pyramid(white.float()), strict=True):
+        assert b.dtype == torch.float32 and (a - b).abs().max() < 2e-6 * a.abs().max()
+    assert [a.shape for a in laplacian_pyramid(white[:0])] == [(0, *a.shape[1:]) for a in plain]
+    for band in range(len(plain)):
+        noise = octave_noise(white, band)
+        assert torch.allclose(noise, octave_noise(traced, band), rtol=0, atol=1e-11)
+        assert torch.equal(noise[1], octave_noise(white[1], band))
+    octave_noise(traced, 1).square().sum().backward()
+    assert traced.grad is not None and (traced.grad != 0).all()
 
 
 def test_bands():
