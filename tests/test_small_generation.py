@@ -68,6 +68,16 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path, judge):
     assert 0 <= record["measured"]["label"]["correct"] < 0.7, "three steps cannot draw"
     assert (resumed / "samples.png").is_file()
     assert str(judge.name) in (resumed / "MODEL_CARD.md").read_text()
+    begun = diffusion.train_diffusion(
+        tmp_path / "begun", **{**TINY, "autoencoder_steps": 0}, scenes=tmp_path / "scenes",
+        start=whole, judge=judge,
+    )  # fmt: skip
+    for part, same in (("vae", True), ("unet", False)):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        first, second = _weights(whole / name), _weights(begun / name)
+        assert all(np.array_equal(v, second[k]) for k, v in first.items()) == same
+    card = " ".join((begun / "MODEL_CARD.md").read_text().split())
+    assert "began with the weights" in card and "Autoencoder:" not in card
     with pytest.raises(ConfigError, match="other settings"):
         diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4}, judge=judge)
     with pytest.raises(ConfigError, match="exists"):
@@ -78,7 +88,8 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path, judge):
     ("wrong", "said"),
     [
         ({"seed": 10_000}, "kept for held-out"),
-        ({"steps": 0}, "at least one step"),
+        ({"steps": 0}, "steps >= 1"),
+        ({"autoencoder_steps": 0}, "autoencoder_steps >= 1"),
         ({"n_scenes": 8}, "n_scenes >= 32"),
         ({"stop_at": 1}, "no checkpoint folder"),
     ],

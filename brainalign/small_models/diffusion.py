@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -348,7 +349,7 @@ def train_diffusion(
     start: Path | str | None = None,
     n_scenes: int = 12_000,
     autoencoder_steps: int = 4800,
-    steps: int = 3600,
+    steps: int = 6000,
     seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | str | None = None,
@@ -623,6 +624,23 @@ def model_card(record: dict[str, Any]) -> str:
     label = measured["label"]
     each = ", ".join(f"{c} {100 * v:.0f} %" for c, v in label["by_category"].items())
     free = ", ".join(f"{c} {100 * v:.0f} %" for c, v in measured["unprompted"].items())
+    told = [
+        f"{first['n_scenes']:,} scenes drawn by `brainalign.small_models.scenes`, {CAPTIONS} "
+        f"captions each, seed {first['seed']}."
+    ]
+    if "start" in first:
+        told.append("Training began with the weights of a pipeline of the same architecture.")
+    for name, part in (("Autoencoder", first), ("Denoiser", second)):
+        if part["steps"]:
+            told.append(
+                f"{name}: {part['steps']:,} updates of {part['batch_size']} pictures, peak rate "
+                f"{part['learning_rate']:g}."
+            )
+    told.append(
+        "A caption in five was left empty. float32; stored as float16. Made by `python -m "
+        "brainalign.small_models.diffusion`."
+    )
+    training = textwrap.fill(" ".join(told), 99)
     return f"""# small-diffusion
 
 A very small text-to-image latent diffusion model for machines without a network, tests and
@@ -643,11 +661,7 @@ pipeline("a picture of a red car on grass", num_inference_steps=25, guidance_sca
 
 ## Training
 
-{first["n_scenes"]:,} scenes drawn by `brainalign.small_models.scenes`, {CAPTIONS} captions each,
-seed {first["seed"]}. Autoencoder: {first["steps"]:,} updates of {first["batch_size"]} pictures,
-peak rate {first["learning_rate"]:g}. Denoiser: {second["steps"]:,} updates of
-{second["batch_size"]} pictures, peak rate {second["learning_rate"]:g}, a caption in five left
-empty. float32; stored as float16. Made by `python -m brainalign.small_models.diffusion`.
+{training}
 
 ## Measured
 
@@ -671,7 +685,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train from the command line; see ``--help``."""
     parser = options_parser(
         "diffusion", "Train a very small StableDiffusionPipeline on rendered scenes.",
-        scenes=12_000, steps=3600, seed=0, measured=(20, "pictures a category"),
+        scenes=12_000, steps=6000, seed=0, measured=(20, "pictures a category"),
     )  # fmt: skip
     parser.add_argument("--clip", type=Path, default=WEIGHTS, help="gives the text tower")
     parser.add_argument("--start", type=Path, help="model folder whose weights are begun with")
