@@ -73,10 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=900)
-    parser.add_argument("--images", type=int, default=30, help="of each target")
-    parser.add_argument("--keep", type=float, default=1 / 3)
+    parser.add_argument("--images", type=int, default=60, help="of each target")
+    parser.add_argument("--keep", type=float, default=0.2)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--scale", type=float, default=60.0)
+    parser.add_argument("--scale", type=float, default=80.0)
+    parser.add_argument("--schedule", default="linear", help="of the scale along the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pipeline", default="small-diffusion")
     parser.add_argument("--only", default="", help="targets whose name holds this")
@@ -107,7 +108,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     common = {"rerank": folder / "judge.zarr", "device": "cpu", "progress": False}
     making = {
         **common, "steps": args.steps, "scheduler": "dpmsolver++", "n_images": args.images,
-        "keep": args.keep, "scale": args.scale, "sag_scale": 0.0, "batch_size": 10,
+        "keep": args.keep, "scale": args.scale, "schedule": args.schedule,
+        "sag_scale": 0.0, "batch_size": 10,
     }  # fmt: skip
     judging = {
         "encoder": folder / "judge.zarr", "guiding": folder / "guide.zarr", "device": "cpu",
@@ -140,7 +142,10 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             "diversity": float(found["diversity"]),
         }  # fmt: skip
 
-    work = {k: getattr(args, k) for k in ("scenes", "images", "keep", "steps", "scale", "seed")}
+    work = {
+        k: getattr(args, k)
+        for k in ("scenes", "images", "keep", "steps", "scale", "schedule", "seed")
+    }
     rows: list[dict[str, Any]] = []
 
     def add(case: str, accuracy: dict[str, Any], **more: Any) -> None:
@@ -200,7 +205,10 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     if args.only in "scales":
         curve = {}
         for factor in (0.0, 0.25, 0.5, 1.0):
-            judged = run(f"scale_{factor}", {"roi": "food"}, scale=factor * args.scale, keep=1.0)
+            judged = run(
+                f"scale_{factor}", {"roi": "food"}, scale=factor * args.scale, keep=1.0,
+                n_images=max(args.images // 3, 1),
+            )  # fmt: skip
             curve[factor * args.scale] = told(judged, "generated", "food")
         values = [c["activation"] for c in curve.values()]
         add("activation rises with the scale",

@@ -59,7 +59,7 @@ _NOISE: dict[str, Any] = {
 }  # fmt: skip
 _KL = 0.01
 _EMPTY = 0.2
-_PARTS = tuple(f"{p}/diffusion_pytorch_model.safetensors" for p in ("vae", "unet"))
+_WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _SNR_LIMIT = 5.0
 
 
@@ -207,6 +207,19 @@ def _start_from_averages(model: Any, images: np.ndarray) -> None:
         decoder.conv_out.bias.copy_(mean)
 
 
+def _begin(model: Any, folder: Path, part: str) -> None:
+    """Give a part of the pipeline the weights of a folder, if that is of the same architecture."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / part / _WEIGHTS_FILE)
+    wanted = model.state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
+        raise ConfigError(
+            f"The {part} in {folder} is of another architecture than is trained here."
+        )
+    model.load_state_dict(weights)
+
+
 def _train_autoencoder(
     images: np.ndarray,
     settings: dict[str, Any],
@@ -220,12 +233,12 @@ def _train_autoencoder(
     from torch.nn.functional import avg_pool2d
 
     seed, crop = settings["seed"], settings["crop"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoencoderKL(**_VAE)
     if start:
-        model = AutoencoderKL.from_pretrained(start, subfolder="vae", torch_dtype=torch.float32)
+        _begin(model, start, "vae")
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoencoderKL(**_VAE)
         _start_from_averages(model, images)
     model = model.to(device, memory_format=torch.channels_last)
 
@@ -297,14 +310,11 @@ def _train_unet(
     noise_of = DDPMScheduler(**_NOISE)
     alphas = noise_of.alphas_cumprod.to(device)
     snr = alphas / (1 - alphas)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UNet2DConditionModel(**_UNET, cross_attention_dim=encoder.config.hidden_size)
     if start:
-        model = UNet2DConditionModel.from_pretrained(
-            start, subfolder="unet", torch_dtype=torch.float32
-        )
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = UNet2DConditionModel(**_UNET, cross_attention_dim=encoder.config.hidden_size)
+        _begin(model, start, "unet")
     model.to(device)
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
@@ -415,7 +425,8 @@ def train_diffusion(
     Raises
     ------
     ConfigError
-        If numbers make no sense, there is no judge, or the checkpoint belongs to other settings.
+        If numbers make no sense, there is no judge, `start` has another architecture, or the
+        checkpoint belongs to other settings.
 
     References
     ----------
@@ -441,7 +452,9 @@ def train_diffusion(
     begun = Path(start) if start else None
     rate = 0.5 if begun else 1.0
     if begun:
-        settings["start"] = sha256_of([sha256_file(begun / part) for part in _PARTS])
+        settings["start"] = sha256_of(
+            [sha256_file(begun / part / _WEIGHTS_FILE) for part in ("vae", "unet")]
+        )
     first = {
         **settings, "steps": autoencoder_steps, "batch_size": 8, "learning_rate": rate * 2e-3,
         "weight_decay": 0.0, "crop": IMAGE_SIZE // 2, "crop_steps": autoencoder_steps * 2 // 3,
