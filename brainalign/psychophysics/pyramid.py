@@ -274,7 +274,7 @@ def octave_noise(white: Tensor, band: int) -> Tensor:
         )
     level = total - 1 - band
 
-    size = white.shape[-2:]
+    height, width = white.shape[-2:]
 
     def filtered(at: Images) -> list[Images]:
         smaller = _reduce(at)
@@ -283,10 +283,14 @@ def octave_noise(white: Tensor, band: int) -> Tensor:
             return [highest]
         at = smaller
         if level > 1:
-            at = _product(_reducing, at, *at.shape[-2:], times=level - 1)
+            rows, columns = at.shape[-2:]
+            at = _product(_reducing, at, rows, columns, level - 1)
         if level < total - 1:
             at = _finer(at, _reduce(at))
-        at = _product(_expanding, at, *size, times=level) if level > 1 else _expand(at, *size)
+        if level > 1:
+            at = _product(_expanding, at, height, width, level)
+        else:
+            at = _expand(at, height, width)
         # Without noise there is nothing to scale.
         least = torch.finfo(white.dtype).tiny
         return [at * (_rms(highest) / _rms(at).clip(min=least))]
