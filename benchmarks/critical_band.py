@@ -2,18 +2,22 @@
 
     OMP_NUM_THREADS=1 python benchmarks/critical_band.py --threads 1 [--size small]
 
-pyrtools works on one thread in float64, whatever it is given; without it its rows are left out. A
-full experiment is 1,050 pictures in 35 conditions, hours of a ResNet-50 on a core. A sample of the
-pictures is made and shown in every condition alike, so that its share of time is that of the whole;
-the record says how many, and what they make of the whole by the rule of three.
+pyrtools works on one thread in float64, whatever it is given; without it its rows are left out.
+Stimuli are made in float32, many at once: those rows carry the claim, and single images and float64
+are measured beside them. The clock is that of the process, so that other work on the core counts
+for little. A full experiment is 1,050 pictures in 35 conditions, hours of a ResNet-50 on a core: a
+sample of the pictures is made and shown in every condition alike, so that its share of time is that
+of the whole; the record says how many, and what they make of the whole by the rule of three.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import itertools
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,15 +32,15 @@ EXPERIMENT = 1050
 SAMPLE = {"full": 2, "small": 1}
 BATCHES = {"full": (1, 35), "small": (1, 8)}
 SIDES = (224, 256)
-#: How much faster than pyrtools pyramids are; stimuli are made in float32.
-REQUIRED = {torch.float32: 5.0, torch.float64: 3.0}
+#: How much faster than pyrtools float32 in batches is, which is what stimuli are made in.
+REQUIRED = 5.0
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 SIDE = 224
 SDS = (0.0, 0.02, 0.04, 0.08, 0.16)
 LARGEST_SHARE = 0.10
 
 
-def pyramids(n: int, side: int, dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
+def pyramids(n: int, side: int, dtype: torch.dtype, repeats: int) -> Iterator[dict[str, Any]]:
     """Compare building pyramids, and making noise of one octave: build, one level back, its RMS."""
     from pyrtools.pyramids import LaplacianPyramid
 
@@ -67,19 +71,22 @@ def pyramids(n: int, side: int, dtype: torch.dtype, repeats: int) -> list[dict[s
         "pyramids": (lambda: laplacian_pyramid(images), built),
         "octaves of noise": (lambda: octave_noise(images, band), noise),
     }
-    return [
-        row(
+    claimed = n > 1 and dtype == torch.float32
+    for name, (ours, peer) in works.items():
+        yield row(
             f"{name} of {n} x {side} x {side}, {dtype}".replace("torch.", ""),
             # One image takes a millisecond, which a single round would not measure.
-            median_times({"ours": ours, "pyrtools": peer}, repeats * (1 if n > 1 else 8)),
+            median_times(
+                {"ours": ours, "pyrtools": peer}, repeats * (2 if n > 1 else 16),
+                clock=time.process_time,
+            ),
             peer="pyrtools",
-            required=REQUIRED[dtype],
+            required=REQUIRED if claimed else None,
             accuracy={"largest relative difference": (errors[name], "<=", BOUNDS[dtype])},
             work={"images": n, "side": side, "levels": n_bands(side, side), "dtype": str(dtype),
-                  "peer's dtype": "float64, on one thread"},
-        )
-        for name, (ours, peer) in works.items()
-    ]  # fmt: skip
+                  "peer's dtype": "float64, on one thread", "clock": "processor time",
+                  "carries_the_claim": claimed},
+        )  # fmt: skip
 
 
 def stimuli(n: int) -> dict[str, Any]:
@@ -111,6 +118,7 @@ def stimuli(n: int) -> dict[str, Any]:
         "peer": "ResNet-50",
         "work": {"pictures": EXPERIMENT, "conditions": len(cells), "batch": len(cells),
                  "side": SIDE, "clock": "processor time, in turn batch by batch",
+                 "carries_the_claim": True,
                  "pictures_timed": n, "extrapolated": n < EXPERIMENT,
                  "timed_s": {k: round(s, 3) for k, s in seconds.items()}},
         "times": {"ours" if k == "stimuli" else k: {"median_s": s, "all_s": [s]}
@@ -121,19 +129,21 @@ def stimuli(n: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> int:
-    args = arguments(__doc__ or "")
-    rows = []
+def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     # The network takes by far the longest: --only pyramids, or octaves, leaves it out.
     network = not args.only or "stimuli" in args.only
     if importlib.util.find_spec("pyrtools") is not None and (not network or not args.only):
         cases = itertools.product((torch.float32, torch.float64), SIDES, BATCHES[args.size])
         for dtype, side, n in cases:
-            rows += pyramids(n, side, dtype, args.repeats)
+            yield from pyramids(n, side, dtype, args.repeats)
     if network:
-        rows.append(stimuli(SAMPLE[args.size]))
-    ok = record("critical_band", [r for r in rows if args.only in r["case"]], args.out)
-    return 0 if ok else 1
+        yield stimuli(SAMPLE[args.size])
+
+
+def main() -> int:
+    args = arguments(__doc__ or "")
+    chosen = (r for r in rows(args) if args.only in r["case"])
+    return 0 if record("critical_band", chosen, args.out) else 1
 
 
 if __name__ == "__main__":

@@ -42,8 +42,10 @@ def band_frequencies(height: int, width: int) -> np.ndarray:
     return min(height, width) / 2.0 ** np.arange(total, 0, -1)
 
 
-def _reducing(size: int) -> np.ndarray:
-    """Return the matrix that blurs a line of pixels and keeps every second one."""
+def _reducing(size: int, times: int = 1) -> np.ndarray:
+    """Return the matrix that blurs a line of pixels and keeps every second one, so many times."""
+    if times > 1:
+        return _reducing((size + 1) // 2, times - 1) @ _reducing(size)
     matrix = np.zeros(((size + 1) // 2, size))
     for row in range(len(matrix)):
         for tap, weight in enumerate(_BINOMIAL):
@@ -51,8 +53,10 @@ def _reducing(size: int) -> np.ndarray:
     return matrix
 
 
-def _expanding(size: int) -> np.ndarray:
-    """Return the matrix that puts zeros between pixels and blurs them to a line of this size."""
+def _expanding(size: int, times: int = 1) -> np.ndarray:
+    """Return the matrix that puts zeros between pixels and blurs, up to a line of this size."""
+    if times > 1:
+        return _expanding(size) @ _expanding((size + 1) // 2, times - 1)
     matrix = np.zeros((size, (size + 1) // 2))
     for row in range(size):
         for tap, weight in enumerate(_BINOMIAL):
@@ -70,18 +74,21 @@ def _mirrored(position: int, size: int) -> int:
 
 @lru_cache(maxsize=256)
 def _matrices(
-    make: Callable[[int], np.ndarray], height: int, width: int, dtype: np.dtype
+    make: Callable[..., np.ndarray], height: int, width: int, times: int, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    return make(height).astype(dtype), make(width).astype(dtype).T
+    return make(height, times).astype(dtype), make(width, times).astype(dtype).T
 
 
-def _product(make: Callable[[int], np.ndarray], images: Images, height: int, width: int) -> Images:
+def _product(
+    make: Callable[..., np.ndarray], images: Images, height: int, width: int, times: int = 1
+) -> Images:
     """Apply the matrices for two sizes to the axes of images."""
     if isinstance(images, np.ndarray):
-        rows, columns = _matrices(make, height, width, images.dtype)
+        rows, columns = _matrices(make, height, width, times, images.dtype)
         return rows @ images @ columns
     r, c = (
-        torch.as_tensor(m).to(images) for m in _matrices(make, height, width, np.dtype(np.float64))
+        torch.as_tensor(m).to(images)
+        for m in _matrices(make, height, width, times, np.dtype(np.float64))
     )
     return r @ images @ c
 
@@ -267,28 +274,31 @@ def octave_noise(white: Tensor, band: int) -> Tensor:
         )
     level = total - 1 - band
 
+    height, width = white.shape[-2:]
+
     def filtered(at: Images) -> list[Images]:
         smaller = _reduce(at)
         highest = _finer(at, smaller)
         if not level:
             return [highest]
-        sizes = [at.shape[-2:]]
         at = smaller
-        for _ in range(level - 1):
-            sizes.append(at.shape[-2:])
-            at = _reduce(at)
+        if level > 1:
+            rows, columns = at.shape[-2:]
+            at = _product(_reducing, at, rows, columns, level - 1)
         if level < total - 1:
             at = _finer(at, _reduce(at))
-        for size in reversed(sizes):
-            at = _expand(at, *size)
-        return [highest, at]
+        if level > 1:
+            at = _product(_expanding, at, height, width, level)
+        else:
+            at = _expand(at, height, width)
+        # Without noise there is nothing to scale.
+        least = torch.finfo(white.dtype).tiny
+        return [at * (_rms(highest) / _rms(at).clip(min=least))]
 
-    highest, *lower = _over_images(filtered, white)
-    if not lower:
-        return highest
-    # Without noise there is nothing to scale.
-    return lower[0] * (_rms(highest) / _rms(lower[0]).clamp_min(torch.finfo(white.dtype).tiny))
+    return _over_images(filtered, white)[0]
 
 
-def _rms(images: Tensor) -> Tensor:
+def _rms(images: Images) -> Any:
+    if isinstance(images, np.ndarray):
+        return np.sqrt(np.square(images).mean())
     return images.square().mean((-2, -1), keepdim=True).sqrt()

@@ -149,8 +149,8 @@ def test_sixteen_classes_are_those_of_imagenet():
 
 
 #: What the images show that are of one of the 16 classes, by eye: of the photographs, and of the
-#: 92 images of Kriegeskorte et al. 2008. The ostrich and the stove are of the words' classes, but
-#: not of the synsets that stand for them.
+#: 92 images of Kriegeskorte et al. 2008. The ostrich (image30) and the stove (image91) are of the
+#: words' classes, but ImageNet's n01518878 and n04330267 are among no class's synsets.
 PHOTOGRAPHS = {"bird": "bird", "cat": "cat", "owl": "bird", "parrot": "bird"}
 OF_92 = {
     "image30": "bird", "image33": "elephant", "image41": "dog", "image42": "dog",
