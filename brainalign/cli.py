@@ -1168,7 +1168,12 @@ def _parser() -> argparse.ArgumentParser:
     p = command("label", _label, "label images by a classifier or by the nearest text")
     p.add_argument("--stimuli", type=Path, required=True, help="folder of images")
     p.add_argument("--labeller", type=json.loads, required=True, help="model that labels: JSON")
-    p.add_argument("--labels", type=json.loads, required=True, help="prompts by label, as JSON")
+    p.add_argument(
+        "--labels",
+        type=json.loads,
+        required=True,
+        help="labels, or prompts by label: JSON",
+    )
     p.add_argument("--batch-size", type=int, default=32)
     p.add_argument("--device", default="auto")
     p.add_argument("--out", type=Path, required=True)
@@ -1179,7 +1184,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guide", type=Path, help="output of `encode` that guided: finds clusters")
     p.add_argument("--encoded", type=Path, required=True, help="output of `encode` that judges")
     p.add_argument("--labeller", type=json.loads, required=True, help="model that labels: JSON")
-    p.add_argument("--labels", type=json.loads, required=True, help="prompts by label, as JSON")
+    p.add_argument(
+        "--labels",
+        type=json.loads,
+        required=True,
+        help="labels, or prompts by label: JSON",
+    )
     _add_target_arguments(p)
     p.add_argument("--natural-labels", type=Path, help="output of `label` of the natural stimuli")
     p.add_argument("--top", type=int, nargs="+", default=[100, 200], help="best natural images")

@@ -123,6 +123,9 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     }
     assert validate_config(config) == config
     assert synthesis_targets(validate_config(CONFIG)) == {}
+    ordered = copy.deepcopy(ENCODED)
+    ordered["synthesis"]["labels"] = ["face", "body", "place"]
+    assert validate_config(ordered)["synthesis"]["labels"] == ["face", "body", "place"]
     alone = copy.deepcopy(ENCODED)
     del alone["synthesis"]["judge"]
     assert validate_config(alone)["synthesis"]["judge"] == "clip"

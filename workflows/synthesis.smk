@@ -116,7 +116,7 @@ rule label:
     params:
         folder=lambda w: stimuli_folder(SYNTHESIS["study"]),
         options=lambda w: options(
-            labeller=model_settings(SYNTHESIS["classifier"]), labels=SYNTHESIS["labels"]
+            labeller=model_settings(SYNTHESIS["classifier"]), labels=json.dumps(SYNTHESIS["labels"])
         ),
     threads: resource("judge", "threads")
     resources:
@@ -149,7 +149,7 @@ rule judge:
             **target_options(w.target),
             top=SYNTHESIS["top"],
             labeller=model_settings(SYNTHESIS["classifier"]),
-            labels=SYNTHESIS["labels"],
+            labels=json.dumps(SYNTHESIS["labels"]),
             models=model_options_of("judge"),
             bootstraps=config["evaluation"]["bootstraps"],
             seed=config["seed"],

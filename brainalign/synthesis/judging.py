@@ -68,7 +68,8 @@ def label_images(
     stimuli : StimulusSet
         The images.
     labels : sequence of str, or mapping of str to sequence of str
-        The labels; a mapping gives the prompts of each, for a model with a text tower.
+        The labels; a mapping gives the prompts of each, for a model with a text tower, and is
+        refused for a classifier, whose outputs have an order.
     batch_size, device
         As in `brainalign.features.extract`.
 
@@ -79,12 +80,17 @@ def label_images(
     Raises
     ------
     ConfigError
-        If a classifier has another number of outputs than there are labels.
+        If a classifier has another number of outputs than there are labels, or gets a mapping.
     """
     model = load_model(labeller, device=device) if isinstance(labeller, str) else labeller
     if model.text is not None:
         found = zero_shot(model, stimuli, labels, batch_size=batch_size)
         return found["predicted"].values.astype(str)
+    if isinstance(labels, Mapping):
+        raise ConfigError(
+            f"The labels of the classifier {model.name} are a mapping, which has no order.",
+            "Give a list: the names of its outputs, in their order.",
+        )
     names = list(labels)
     n = model.traced["output"].shape
     if n != (len(names),):

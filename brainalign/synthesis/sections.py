@@ -194,14 +194,14 @@ def _activations(id: str, panel: Panel) -> Figure:
         id=id,
         kind="points",
         title=f"{panel.name}: predicted activation",
-        caption="Mean of the judging encoder's prediction, with 95 % intervals over images. The "
-        "line is exceeded by 1 % of all natural images. The best natural images were chosen by "
-        "this very prediction; images that only fool the guiding encoder stay near the natural "
-        "mean.",
+        caption=f"Mean of the judging encoder's prediction{f', in {units}' if units else ''}, with "
+        "95 % intervals over images. The line is exceeded by 1 % of all natural images. The best "
+        "natural images were chosen by this very prediction; images that only fool the guiding "
+        "encoder stay near the natural mean.",
         data=xr.Dataset(
             {
                 "value": ("item", judged["activation"].values,
-                          {"long_name": f"activation ({units})" if units else "activation"}),
+                          {"long_name": "activation"}),
                 "low": ("item", judged["activation_low"].values),
                 "high": ("item", judged["activation_high"].values),
             },

@@ -132,6 +132,8 @@ def test_a_classifier_and_a_model_of_texts_label_images(tmp_path, colours, model
     assert label_images(colours, pure, ["red", "green", "blue"]).tolist() == ["blue", "red"]
     with pytest.raises(ConfigError, match="2 labels"):
         label_images(colours, pure, ["red", "green"])
+    with pytest.raises(ConfigError, match="in their order"):
+        label_images(colours, pure, {"red": ["red"], "green": ["green"], "blue": ["blue"]})
     found = label_images(model, pure, {"face": ["a face"], "place": ["a house"]})
     assert set(found.tolist()) <= {"face", "place"}
 
