@@ -1392,7 +1392,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         The words after ``brainalign``; default those of the process.
     """
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    # What follows -- is snakemake's; argparse would take it only right after the file.
+    ours = len(words)
+    if words and words[0] in ("run", "demo") and "--" in words:
+        ours = words.index("--")
+    args = _parser().parse_args(words[:ours])
+    if ours < len(words):
+        args.snakemake += words[ours + 1 :]
     # On a shared machine, OpenMP threads that spin while they wait cost more than the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_layers_and_features_of_a_folder_of_images(images, tmp_path, capsys):
     for ds in layers.values():
         assert ds["stimulus_id"].values.tolist() == ["0", "1", "2", "3", "4"]
         assert np.isfinite(ds["features"].values).all()
+
+
+def test_words_after_two_dashes_are_those_of_snakemake(monkeypatch):
+    called = []
+
+    def run(command, **_):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    config = str(Path(__file__).parent.parent / "configs" / "demo.yaml")
+    assert main(["run", config, "--cores", "1", "--", "-n", "small_models"]) == 0
+    assert main(["run", config, "--", "-n"]) == 0
+    assert [c[c.index("--keep-going") + 1 :] for c in called] == [["-n", "small_models"], ["-n"]]
 
 
 def test_features_with_another_attention(images, tmp_path, capsys):
