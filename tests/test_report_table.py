@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from chromium import Browser, chromium, installed
+from chromium import Browser, chromium
 from PIL import Image
 
 from brainalign.data.section import Figure, Section, write_section
@@ -116,10 +115,6 @@ def test_without_scripts_the_first_rows_and_the_file_are_there(report):
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory, report):
-    if not installed():
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is missing")
-        pytest.skip("Chromium and its driver are not installed")
     with chromium(tmp_path_factory.mktemp("profile")) as browser:
         browser.size(1440)
         browser.theme("light")

@@ -296,7 +296,7 @@ def _by_subject(
     }
     if "accuracy" in published:
         means = np.array([published["accuracy"].get(float(x), np.nan) for x in lengths])
-        series["published mean"] = (means, *[np.full(len(lengths), np.nan)] * 2)
+        series["published mean"] = _line(means)
     series["guessing"] = _guessing(by, lengths)
     return Figure(
         f"accuracy-{key}",
@@ -307,6 +307,11 @@ def _by_subject(
         _series_dataset(lengths, series, "accuracy"),
         options={"x_log": True, "x_label": "window (s)", "y_label": "accuracy"},
     )
+
+
+def _line(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Return a series without an interval."""
+    return values, *[np.full(len(values), np.nan)] * 2
 
 
 def _series_dataset(
@@ -377,7 +382,7 @@ def _followed(
         there = np.isfinite(curves).any(axis=0)
         mean = np.full(len(since), np.nan)
         mean[there] = np.nanmean(curves[:, there], axis=0)
-        share[names[key]] = (mean, *[np.full(len(since), np.nan)] * 2)
+        share[names[key]] = _line(mean)
         latency[names[key]] = _mean(by, lengths, seed, of=_LATENCY, over="switch_length")
         never = sum(int(np.isinf(ds["latency"].values).sum()) for ds in by.values())
         if never:
@@ -416,7 +421,7 @@ def _followed(
             ),
             _series_dataset(
                 lengths,
-                {**latency, "half a window": (lengths / 2, *[np.full(len(lengths), np.nan)] * 2)},
+                {**latency, "half a window": _line(lengths / 2)},
                 "latency",
                 "s",
             ),
@@ -477,10 +482,7 @@ def _responses(by: Mapping[str, xr.Dataset], key: str, name: str) -> list[Figure
             columns = ds["space"].values.astype(str) == space
             for i in best[:_CHANNELS_DRAWN].tolist():
                 response = ds["trf"].values[i, columns].mean(axis=0)
-                series[f"{subject} {ds['neuroid_id'].values[i]}"] = (
-                    response,
-                    *[np.full(len(lag), np.nan)] * 2,
-                )
+                series[f"{subject} {ds['neuroid_id'].values[i]}"] = _line(response)
         figures.append(
             Figure(
                 f"responses-{key}" + (f"-{space}" if len(spaces) > 1 else ""),

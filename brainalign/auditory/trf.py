@@ -127,15 +127,15 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream:
             content = np.load(stream, allow_pickle=False)
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise SchemaError(f"{path} is a single array.", "Give .npz files.")
-            return {name: content[name] for name in content.files}
+            several = isinstance(content, np.lib.npyio.NpzFile)
+            arrays = {name: content[name] for name in content.files} if several else {}
     except (ValueError, EOFError, BadZipFile, zlib.error) as error:
-        if isinstance(error, SchemaError):
-            raise
         raise SchemaError(
             f"{path} cannot be read as arrays: {error}.", "Give .npz files."
         ) from error
+    if not several:
+        raise SchemaError(f"{path} is a single array.", "Give .npz files.")
+    return arrays
 
 
 def _rate(value: NDArray[Any], where: str) -> float:
