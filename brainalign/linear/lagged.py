@@ -1165,14 +1165,18 @@ def _cross_by_fft(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> 
         segments = -(-rows // block)
         source = _window(x, start + a - hi, start + a - hi + segments * block + hi - lo)
         spectra = torch.fft.rfft(source.unfold(0, length, block).contiguous(), dim=2)
-        # (frequency, feature, segment)
-        spectra = spectra.permute(2, 1, 0).conj().resolve_conj().contiguous()
+        # (frequency, feature, segment); bmm is slow on complex data that are not contiguous
+        spectra = spectra.permute(2, 1, 0).contiguous().conj_physical_()
         for t in range(0, y.shape[1], FFT_TARGETS):
             part = y[a : a + rows, t : t + FFT_TARGETS]
-            padded = part.new_zeros((part.shape[1], segments * block))
-            padded[:, :rows] = part.T
-            other = torch.fft.rfft(padded.view(len(padded), segments, block), n=length, dim=2)
-            product = torch.bmm(spectra, other.permute(2, 1, 0))
+            padded = part.new_zeros((part.shape[1], segments, length))
+            whole = rows // block
+            padded[:, :whole, :block] = part[: whole * block].unflatten(0, (whole, block)).permute(
+                2, 0, 1
+            )
+            padded[:, whole:, : rows - whole * block] = part[whole * block :].T[:, None]
+            other = torch.fft.rfft(padded, dim=2).permute(2, 1, 0).contiguous()
+            product = torch.bmm(spectra, other)
             wide = torch.fft.irfft(product, n=length, dim=0)[place]
             out[:, :, t : t + FFT_TARGETS] += wide.transpose(0, 1)
     return out.flatten(0, 1)
@@ -1188,18 +1192,17 @@ def _gram(ranges: Sequence[tuple[Tensor, int, int]], lags: NDArray[np.int64]) ->
     even = np.arange(lags[0], lags[-1] + 1, step)
     p, n_lags = ranges[0][0].shape[1], len(even)
     row: Any = 0
-    ends: Any = 0
+    before, after = [], []
     for x, start, stop in ranges:
         wide = _window(x, start - int(even[-1]) - step, stop - int(even[0])).double()
         start, stop = int(even[-1]) + step, len(wide) + int(even[0])
         row = row + _cross(wide, _window(wide, start - int(even[0]), len(wide)), even, start)
-        before = _delayed(wide, even, start - step, start).transpose(1, 2).flatten(1)
-        after = _delayed(wide, even, stop - step, stop).transpose(1, 2).flatten(1)
-        both = torch.cat([before, after])
-        sign = torch.ones(len(both), 1, dtype=both.dtype, device=both.device)
-        sign[len(before) :] = -1
-        ends = ends + (sign * both).T @ both
-    ends = ends.view(n_lags, p, n_lags, p)
+        before.append(_delayed(wide, even, start - step, start).transpose(1, 2).flatten(1))
+        after.append(_delayed(wide, even, stop - step, stop).transpose(1, 2).flatten(1))
+    both = torch.cat([*before, *after])
+    sign = torch.ones(len(both), 1, dtype=both.dtype, device=both.device)
+    sign[len(both) // 2 :] = -1
+    ends = ((sign * both).T @ both).view(n_lags, p, n_lags, p)
     out = torch.empty((n_lags, p, n_lags, p), dtype=torch.float64, device=row.device)
     out[0] = row.view(p, n_lags, p).permute(2, 1, 0)
     out[1:, :, 0] = out[0, :, 1:].permute(1, 2, 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,10 +19,10 @@ __all__ = ["band_frequencies", "laplacian_pyramid", "n_bands", "octave_noise"]
 Images: TypeAlias = "np.ndarray | Tensor"
 
 _BINOMIAL = np.array([1, 4, 6, 4, 1]) / 16 * np.sqrt(2)
-#: What (1 4 6 4 1) along both axes is multiplied by.
-_GAIN = 2 / 256
 #: Images up to this side are filtered by products of matrices, which need the fewest calls.
 _SMALL = 64
+#: Columns of one product of a larger image, whose matrix has few entries outside its diagonal.
+_BLOCK = 32
 
 
 def n_bands(height: int, width: int) -> int:
@@ -80,12 +81,17 @@ def _matrices(
 
 
 def _product(
-    make: Callable[..., np.ndarray], images: Images, height: int, width: int, times: int = 1
+    make: Callable[..., np.ndarray],
+    images: Images,
+    height: int,
+    width: int,
+    times: int = 1,
+    out: np.ndarray | None = None,
 ) -> Images:
     """Apply the matrices for two sizes to the axes of images."""
     if isinstance(images, np.ndarray):
         rows, columns = _matrices(make, height, width, times, images.dtype)
-        return rows @ images @ columns
+        return np.matmul(rows @ images, columns, out=out)
     r, c = (
         torch.as_tensor(m).to(images)
         for m in _matrices(make, height, width, times, np.dtype(np.float64))
@@ -93,40 +99,61 @@ def _product(
     return r @ images @ c
 
 
-def _reduce(images: Images) -> Images:
+@lru_cache(maxsize=256)
+def _blocks(
+    make: Callable[..., np.ndarray], size: int, dtype: np.dtype
+) -> list[tuple[slice, slice, np.ndarray]]:
+    """Return the bands of a matrix, transposed, each with where it reads and where it writes."""
+    matrix = (make(size) * _BINOMIAL[0]).astype(dtype)
+    n = -(-len(matrix) // _BLOCK)
+    edges = [i * len(matrix) // n for i in range(n + 1)]
+    blocks = []
+    for a, b in pairwise(edges):
+        read = np.flatnonzero(matrix[a:b].any(axis=0))
+        source = slice(int(read[0]), int(read[-1]) + 1)
+        blocks.append((source, slice(a, b), np.ascontiguousarray(matrix[a:b, source].T)))
+    return blocks
+
+
+def _columns(
+    make: Callable[..., np.ndarray], image: np.ndarray, size: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Apply the matrix for a size to the columns of an image, times the factor of its rows."""
+    blocks = _blocks(make, size, image.dtype)
+    if out is None:
+        out = np.empty((len(image), blocks[-1][1].stop), image.dtype)
+    for source, target, matrix in blocks:
+        np.matmul(image[:, source], matrix, out=out[:, target])
+    return out
+
+
+def _reduce(images: Images, out: np.ndarray | None = None) -> Images:
     height, width = images.shape[-2:]
     if isinstance(images, Tensor) or height <= _SMALL >= width:
-        return _product(_reducing, images, height, width)
-    smaller = _halved(np.ascontiguousarray(_halved(images).T))
-    smaller *= _GAIN
-    return np.ascontiguousarray(smaller.T)
+        return _product(_reducing, images, height, width, out=out)
+    return _columns(_reducing, _halved(images), width, out)
 
 
 def _expand(images: Images, height: int, width: int) -> Images:
     if isinstance(images, Tensor) or height <= _SMALL >= width:
         return _product(_expanding, images, height, width)
     larger = np.empty((height, width), images.dtype)
-    larger[0::2], larger[1::2] = _doubled(_widened(images, width), height)
+    larger[0::2], larger[1::2] = _doubled(_columns(_expanding, images, width), height)
     return larger
 
 
-def _finer(images: Images, smaller: Images) -> Images:
-    """Return what images have beyond the smaller ones, expanded."""
+def _finer(images: Images, smaller: Images, out: np.ndarray | None = None) -> Images:
+    """Return what images have beyond the smaller ones, expanded; `out` may be the images."""
     height, width = images.shape[-2:]
-    if isinstance(images, Tensor) or isinstance(smaller, Tensor) or height <= _SMALL >= width:
+    if isinstance(images, Tensor) or isinstance(smaller, Tensor):
         return images - _product(_expanding, smaller, height, width)
-    out = np.empty_like(images)
-    even, odd = _doubled(_widened(smaller, width), height)
+    if height <= _SMALL >= width:
+        return np.subtract(images, _product(_expanding, smaller, height, width), out=out)
+    out = np.empty_like(images) if out is None else out
+    even, odd = _doubled(_columns(_expanding, smaller, width), height)
     np.subtract(images[0::2], even, out=out[0::2])
     np.subtract(images[1::2], odd, out=out[1::2])
     return out
-
-
-def _widened(image: np.ndarray, width: int) -> np.ndarray:
-    wide = np.empty((len(image), width), image.dtype)
-    even, odd = _doubled(np.ascontiguousarray(image.T) * _GAIN, width)
-    wide[:, 0::2], wide[:, 1::2] = even.T, odd.T
-    return wide
 
 
 def _halved(lines: np.ndarray) -> np.ndarray:
@@ -164,22 +191,23 @@ def _doubled(lines: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return even, odd
 
 
-def _over_images(function: Callable[[Any], list[Any]], images: Tensor) -> list[Tensor]:
-    """Apply a function to images: each in the cache of a processor, or at once."""
+def _over_images(
+    function: Callable[[Any, list[Any]], list[Any]],
+    images: Tensor,
+    shapes: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """Apply a function to images: each in the cache of a processor, or at once.
+
+    The function takes images and where to put each of its results, or None to make room itself.
+    """
     plain = images.device.type == "cpu" and images.dtype in (torch.float32, torch.float64)
     if not plain or not images.numel() or (images.requires_grad and torch.is_grad_enabled()):
-        return function(images)
+        return function(images, [None] * len(shapes))
     lead = images.shape[:-2]
     stack = images.detach().reshape(-1, *images.shape[-2:]).numpy()
-    results = map(function, stack)
-    made: list[np.ndarray] = []
-    if len(stack) == 1:
-        made = [part[None] for part in next(results)]
-    else:
-        for i, parts in enumerate(results):
-            made = made or [np.empty((len(stack), *part.shape), part.dtype) for part in parts]
-            for whole, part in zip(made, parts, strict=True):
-                whole[i] = part
+    made = [np.empty((len(stack), *shape), stack.dtype) for shape in shapes]
+    for i, image in enumerate(stack):
+        function(image, [whole[i] for whole in made])
     return [torch.from_numpy(whole).view(*lead, *whole.shape[1:]) for whole in made]
 
 
@@ -226,15 +254,20 @@ def laplacian_pyramid(images: Tensor, levels: int | None = None) -> list[Tensor]
             f"{levels} were asked for."
         )
 
-    def split(at: Images) -> list[Images]:
+    if levels == 1:
+        return [images.clone()]
+    height, width = images.shape[-2:]
+    shapes = [(-(-height // 2**k), -(-width // 2**k)) for k in range(levels)]
+
+    def split(at: Images, out: list[np.ndarray | None]) -> list[Images]:
         pyramid = []
-        for _ in range(levels - 1):
-            smaller = _reduce(at)
-            pyramid.append(_finer(at, smaller))
+        for place, following in pairwise(out):
+            smaller = _reduce(at, following)
+            pyramid.append(_finer(at, smaller, place))
             at = smaller
         return [*pyramid, at]
 
-    return _over_images(split, images)
+    return _over_images(split, images, shapes)
 
 
 def octave_noise(white: Tensor, band: int) -> Tensor:
@@ -276,9 +309,9 @@ def octave_noise(white: Tensor, band: int) -> Tensor:
 
     height, width = white.shape[-2:]
 
-    def filtered(at: Images) -> list[Images]:
+    def filtered(at: Images, out: list[np.ndarray | None]) -> list[Images]:
         smaller = _reduce(at)
-        highest = _finer(at, smaller)
+        highest = _finer(at, smaller, None if level else out[0])
         if not level:
             return [highest]
         at = smaller
@@ -292,10 +325,10 @@ def octave_noise(white: Tensor, band: int) -> Tensor:
         else:
             at = _expand(at, height, width)
         # Without noise there is nothing to scale.
-        least = torch.finfo(white.dtype).tiny
-        return [at * (_rms(highest) / _rms(at).clip(min=least))]
+        gain = _rms(highest) / _rms(at).clip(min=torch.finfo(white.dtype).tiny)
+        return [np.multiply(at, gain, out=out[0]) if isinstance(at, np.ndarray) else at * gain]
 
-    return _over_images(filtered, white)[0]
+    return _over_images(filtered, white, [(height, width)])[0]
 
 
 def _rms(images: Images) -> Any:
