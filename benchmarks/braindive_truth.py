@@ -10,7 +10,12 @@ has to fail. No times: this script measures whether images show what they should
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +68,7 @@ def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
     for name, rows, file in (("small-clip", first, "guide"), ("small-judge", ~first, "judge")):
         fitted = fit_encoder(
             features[name], responses.isel(presentation=rows), stimuli="seen",
-            alphas=np.logspace(-2, 5, 15), device="cpu",
+            alphas=np.logspace(-2, 5, 15).tolist(), device="cpu",
         )  # fmt: skip
         write(fitted, folder / f"{file}.zarr", "encoder")
 
@@ -71,7 +76,8 @@ def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--workers", type=int, default=1, help="cases that run at a time")
     parser.add_argument("--scenes", type=int, default=900)
     parser.add_argument("--images", type=int, default=60, help="of each target")
     parser.add_argument("--keep", type=float, default=0.2)
@@ -86,137 +92,170 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.keep_images or Path(temporary)
-        rows = measure(args, folder)
+        study = Study(args, args.keep_images or Path(temporary))
+        study.prepare()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+            rows = list(pool.map(study.row, [c for c in CASES if args.only in c], chunksize=1))
     raise SystemExit(not harness.record("braindive_truth", rows, args.out))
 
 
-def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Return a row a target, one of scales and one of the gradient that is cut."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stimuli_folder = folder / "scenes"
-    if not stimuli_folder.exists():
-        scenes = render_scenes(args.scenes, seed=30_000, size=64)
+def told(judged: xr.Dataset, kind: str, wanted: str = "") -> dict[str, Any]:
+    """Return what a set of images was found to be."""
+    found = judged.sel(set=kind)
+    share = float(found["share"].sel(label=wanted)) if wanted in judged["label"] else 0.0
+    return {
+        "activation": float(found["activation"]), "above_top_1_percent": float(found["above"]),
+        "labelled": share, "n": int(found["n"]), "preferred": str(found["preferred"].values),
+        "diversity": float(found["diversity"]),
+    }  # fmt: skip
+
+
+@dataclass
+class Study:
+    """The subject, its scenes and how images are made, in a folder."""
+
+    args: argparse.Namespace
+    folder: Path
+
+    def prepare(self) -> None:
+        """Render the scenes, fit both encoders and label the scenes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.scenes.exists():
+            return
+        scenes = render_scenes(self.args.scenes, seed=30_000, size=64)
         write_stimuli(
-            stimuli_folder, [s.image for s in scenes], [s.stimulus_id for s in scenes],
+            self.scenes, [s.image for s in scenes], [s.stimulus_id for s in scenes],
             extra={"category": [s.category for s in scenes]},
         )  # fmt: skip
-        subject(read_stimuli(stimuli_folder), folder, args.seed)
+        subject(read_stimuli(self.scenes), self.folder, self.args.seed)
         label(
-            stimuli_folder, "small-classifier", CATEGORIES, out=folder / "labels.nc", device="cpu"
-        )
-    common = {"rerank": folder / "judge.zarr", "device": "cpu", "progress": False}
-    making = {
-        **common, "steps": args.steps, "scheduler": "dpmsolver++", "n_images": args.images,
-        "keep": args.keep, "scale": args.scale, "schedule": args.schedule,
-        "sag_scale": 0.0, "batch_size": 10,
-    }  # fmt: skip
-    judging = {
-        "encoder": folder / "judge.zarr", "guiding": folder / "guide.zarr", "device": "cpu",
-        "labeller": "small-classifier", "labels": CATEGORIES, "top": (20, 50),
-        "natural_labels": folder / "labels.nc", "overwrite": True,
-    }  # fmt: skip
-
-    def run(name: str, target: dict[str, Any], ascent: bool = False, **changed: Any) -> xr.Dataset:
-        place = folder / name
-        place.mkdir(exist_ok=True)
-        sets = {"generated": place / "generated"}
-        dive(
-            folder / "guide.zarr", args.pipeline, out=sets["generated"], overwrite=True,
-            **target, **{**making, **changed},
+            self.scenes, "small-classifier", CATEGORIES, out=self.folder / "labels.nc",
+            device="cpu",
         )  # fmt: skip
+
+    @property
+    def scenes(self) -> Path:
+        """Folder of the natural images."""
+        return self.folder / "scenes"
+
+    def judged(
+        self, name: str, target: dict[str, Any], ascent: bool = False, **changed: Any
+    ) -> xr.Dataset:
+        """Make images for a target and judge them; with `ascent`, also those of pixels alone."""
+        args, place, guide = self.args, self.folder / name, self.folder / "guide.zarr"
+        place.mkdir(exist_ok=True)
+        common = {
+            "rerank": self.folder / "judge.zarr", "n_images": args.images, "keep": args.keep,
+            "device": "cpu", "progress": False, "overwrite": True,
+        }  # fmt: skip
+        making = {
+            **common, "steps": args.steps, "scheduler": "dpmsolver++", "scale": args.scale,
+            "schedule": args.schedule, "sag_scale": 0.0, "batch_size": 10,
+        }  # fmt: skip
+        sets = {"generated": place / "generated"}
+        dive(guide, args.pipeline, out=sets["generated"], **target, **{**making, **changed})
         if ascent:
             sets["pixel ascent"] = place / "ascent"
-            ascend_pixels(
-                folder / "guide.zarr", out=sets["pixel ascent"], size=64, overwrite=True,
-                n_images=args.images, keep=args.keep, **target, **common,
-            )  # fmt: skip
-        return judge(sets, stimuli_folder, out=place / "judged.nc", **target, **judging)
+            ascend_pixels(guide, out=sets["pixel ascent"], size=64, **target, **common)
+        return judge(
+            sets, self.scenes, out=place / "judged.nc", encoder=self.folder / "judge.zarr",
+            guiding=guide, device="cpu", labeller="small-classifier", labels=CATEGORIES,
+            top=(20, 50), natural_labels=self.folder / "labels.nc", overwrite=True, **target,
+        )  # fmt: skip
 
-    def told(judged: xr.Dataset, kind: str, wanted: str = "") -> dict[str, float]:
-        found = judged.sel(set=kind)
-        share = float(found["share"].sel(label=wanted)) if wanted in judged["label"] else 0.0
+    def row(self, case: str) -> dict[str, Any]:
+        """Measure one case."""
+        torch.set_num_threads(self.args.threads)
+        accuracy, more = CASES[case](self)
+        checks = harness.checked(accuracy)
+        shown = {k: (round(c["value"], 3), c["holds"]) for k, c in checks.items()}
+        print(case, shown, flush=True)
+        named = ("scenes", "images", "keep", "steps", "scale", "schedule", "seed", "pipeline")
         return {
-            "activation": float(found["activation"]), "above_top_1_percent": float(found["above"]),
-            "labelled": share, "n": int(found["n"]), "preferred": str(found["preferred"].values),
-            "diversity": float(found["diversity"]),
+            "case": case, "work": {k: getattr(self.args, k) for k in named}, "accuracy": checks,
+            **more, "passed": all(c["holds"] for c in checks.values()),
         }  # fmt: skip
 
-    work = {
-        k: getattr(args, k)
-        for k in ("scenes", "images", "keep", "steps", "scale", "schedule", "seed")
-    }
-    rows: list[dict[str, Any]] = []
 
-    def add(case: str, accuracy: dict[str, Any], **more: Any) -> None:
-        checks = harness.checked(accuracy)
-        rows.append(
-            {"case": case, "work": work, "accuracy": checks, **more,
-             "passed": all(c["holds"] for c in checks.values())}
-        )  # fmt: skip
-        print(case, {k: (round(c["value"], 3), c["holds"]) for k, c in checks.items()}, flush=True)
+Measured = tuple[dict[str, tuple[float, str, float]], dict[str, Any]]
 
-    for roi, wanted in PREFERS.items():
-        if args.only not in roi:
-            continue
-        judged = run(roi, {"roi": roi}, ascent=True)
-        ours, pixels = told(judged, "generated", wanted), told(judged, "pixel ascent", wanted)
-        add(
-            f"{roi} prefers {wanted}",
-            {
-                "mean activation over the best 1 % of scenes":
-                    (ours["activation"] - judged.attrs["top_1_percent"], ">=", 0.0),
-                "labelled as planted": (ours["labelled"], ">=", LABELLED),
-                "pixel ascent, mean activation over the best 1 % of scenes":
-                    (pixels["activation"] - judged.attrs["top_1_percent"], "<=", 0.0),
-            },
-            generated=ours, ascent=pixels, natural=told(judged, "all natural", wanted),
-            best_natural=told(judged, "top 20 natural", wanted),
-            threshold=judged.attrs["top_1_percent"],
+
+def region(study: Study, roi: str) -> Measured:
+    """Images for a region that prefers a category, and those of ascent on pixels alone."""
+    wanted = PREFERS[roi]
+    judged = study.judged(roi, {"roi": roi}, ascent=True)
+    ours, pixels = told(judged, "generated", wanted), told(judged, "pixel ascent", wanted)
+    line = float(judged.attrs["top_1_percent"])
+    accuracy = {
+        "mean activation over the best 1 % of scenes": (ours["activation"] - line, ">=", 0.0),
+        "labelled as planted": (ours["labelled"], ">=", LABELLED),
+        "pixel ascent, mean activation over the best 1 % of scenes":
+            (pixels["activation"] - line, "<=", 0.0),
+    }  # fmt: skip
+    return accuracy, {
+        "generated": ours, "ascent": pixels, "natural": told(judged, "all natural", wanted),
+        "best_natural": told(judged, "top 20 natural", wanted), "threshold": line,
+    }  # fmt: skip
+
+
+def contrast(study: Study, roi: str, against: str) -> Measured:
+    """Images that drive one region and not another."""
+    judged = study.judged(f"{roi} against {against}", {"roi": roi, "against": against})
+    ours = told(judged, "generated", PREFERS[roi])
+    rise = ours["activation"] - told(judged, "all natural")["activation"]
+    return {
+        "activation over all natural": (rise, ">=", 0.0),
+        "labelled as planted": (ours["labelled"], ">=", LABELLED),
+    }, {"generated": ours}  # fmt: skip
+
+
+def clusters(study: Study) -> Measured:
+    """Images for the two clusters of a region of two parts."""
+    shares = []
+    for k in range(2):
+        judged = study.judged(f"mixed_{k}", {"roi": "mixed", "cluster": k, "n_clusters": 2})
+        labelled = judged["share"].sel(set="generated")
+        shares.append({p: float(labelled.sel(label=p)) for p in PARTS})
+    one, other = PARTS
+    smaller = max(min(shares[0][one], shares[1][other]), min(shares[0][other], shares[1][one]))
+    return {"smaller share of its own category": (smaller, ">=", LABELLED)}, {"shares": shares}
+
+
+def null(study: Study) -> Measured:
+    """Images for a region without signal."""
+    ours = told(study.judged("null", {"roi": "null"}), "generated")
+    return {"labels preferred": (float(ours["preferred"] != ""), "<=", 0.0)}, {"generated": ours}
+
+
+def scales(study: Study) -> Measured:
+    """Activation of all images as the weight of the gradient grows."""
+    curve = {}
+    for factor in (0.0, 0.25, 0.5, 1.0):
+        judged = study.judged(
+            f"scale_{factor}", {"roi": "food"}, scale=factor * study.args.scale, keep=1.0,
+            n_images=max(study.args.images // 3, 1),
         )  # fmt: skip
-    for first, second in (("EBA", "PPA"), ("PPA", "EBA")):
-        name = f"{first} against {second}"
-        if args.only not in name:
-            continue
-        judged = run(name, {"roi": first, "against": second})
-        ours = told(judged, "generated", PREFERS[first])
-        add(
-            name,
-            {"activation over all natural": (
-                ours["activation"] - told(judged, "all natural")["activation"], ">=", 0.0),
-             "labelled as planted": (ours["labelled"], ">=", LABELLED)},
-            generated=ours,
-        )  # fmt: skip
-    if args.only in "clusters":
-        shares = []
-        for k in range(2):
-            judged = run(f"mixed_{k}", {"roi": "mixed", "cluster": k, "n_clusters": 2})
-            labelled = judged["share"].sel(set="generated")
-            shares.append({p: float(labelled.sel(label=p)) for p in PARTS})
-        one, other = PARTS
-        smaller = max(min(shares[0][one], shares[1][other]), min(shares[0][other], shares[1][one]))
-        checks = {"smaller share of its own category": (smaller, ">=", LABELLED)}
-        add("two clusters of a region of two parts", checks, shares=shares)
-    if args.only in "null":
-        judged = run("null", {"roi": "null"})
-        ours = told(judged, "generated")
-        checks = {"labels preferred": (float(ours["preferred"] != ""), "<=", 0.0)}
-        add("a region without signal", checks, generated=ours)
-    if args.only in "scales":
-        curve = {}
-        for factor in (0.0, 0.25, 0.5, 1.0):
-            judged = run(
-                f"scale_{factor}", {"roi": "food"}, scale=factor * args.scale, keep=1.0,
-                n_images=max(args.images // 3, 1),
-            )  # fmt: skip
-            curve[factor * args.scale] = told(judged, "generated", "food")
-        values = [c["activation"] for c in curve.values()]
-        add("activation rises with the scale",
-            {"smallest step": (float(np.diff(values).min()), ">=", 0.0)}, curve=curve)  # fmt: skip
-    if args.only in "cut":
-        judged = run("cut", {"roi": "food"}, through_unet=False)
-        add("gradient that ends before the UNet", {}, generated=told(judged, "generated", "food"))
-    return rows
+        curve[factor * study.args.scale] = told(judged, "generated", "food")
+    steps = np.diff([c["activation"] for c in curve.values()])
+    return {"smallest step": (float(steps.min()), ">=", 0.0)}, {"curve": curve}
+
+
+def cut(study: Study) -> Measured:
+    """What changes where the gradient ends before the UNet; nothing is claimed."""
+    judged = study.judged("cut", {"roi": "food"}, through_unet=False)
+    return {}, {"generated": told(judged, "generated", "food")}
+
+
+CASES: dict[str, Callable[[Study], Measured]] = {
+    **{f"{roi} prefers {wanted}": partial(region, roi=roi) for roi, wanted in PREFERS.items()},
+    "EBA against PPA": partial(contrast, roi="EBA", against="PPA"),
+    "PPA against EBA": partial(contrast, roi="PPA", against="EBA"),
+    "two clusters of a region of two parts": clusters,
+    "a region without signal": null,
+    "activation rises with the scale": scales,
+    "gradient that ends before the UNet": cut,
+}
 
 
 if __name__ == "__main__":

@@ -125,18 +125,24 @@ def test_part_of_a_trial_sees_its_neighbours(n, cut, lags, p):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("lags", [range(-5, 28), range(0, 66, 2), range(-40, 0)])
-def test_spectra_give_the_same_cross_covariances(dtype, lags, monkeypatch):
+@pytest.mark.parametrize("held", [10**9, 0])
+def test_spectra_give_the_same_cross_covariances(dtype, lags, held, monkeypatch):
     monkeypatch.setattr(module, "FFT_SAMPLES", 700)  # several pieces
+    monkeypatch.setattr(module, "SPECTRUM_ELEMENTS", held)
     rng = np.random.default_rng(0)
     x = torch.as_tensor(rng.standard_normal((1501, 3)), dtype=dtype)
     y = torch.as_tensor(rng.standard_normal((1300, 70)), dtype=dtype)
     lags = np.array(lags)
-    expected = explicit(x, lags)[100:1400].T @ y.double().numpy()
-    got = module._cross_by_fft(x, y, lags, 100)
+    rows = explicit(x, lags)
+    # The second part is too short for spectra.
+    expected = (rows[100:1400] + rows[200:1500]).T @ y.double().numpy()
+    expected += rows[300:400].T @ y[:100].double().numpy()
     atol = 1e-10 if dtype == torch.float64 else 1e-3
-    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
-    monkeypatch.setattr(module, "FFT_COLUMNS", {dtype: 10**9})
-    np.testing.assert_allclose(module._cross(x, y, lags, 100), expected, rtol=0, atol=atol)
+    for columns in (0, 10**9):
+        monkeypatch.setattr(module, "FFT_COLUMNS", {dtype: columns})
+        cross = module._Cross(lags).add(x, y, 100).add(x, y[:100], 300).add(x, y, 200)
+        assert (cross._spectrum is None) == (columns > 0 or held == 0)
+        np.testing.assert_allclose(cross.total(), expected, rtol=0, atol=atol)
 
 
 @settings(max_examples=40, deadline=None)

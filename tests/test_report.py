@@ -163,6 +163,11 @@ def test_bibtex_becomes_a_line_and_only_a_doi_becomes_an_address():
     for bad in ("javascript:alert(1)", '10.1234/"><script>'):
         assert bibliography(f"@misc{{a, title = {{t}}, doi = {{{bad}}}}}")[1] is None
     assert bibliography("not bibtex {{{")[0] == "not bibtex {{{"
+    accents = r"""@article{a, author = {Sch{\"u}tt, J{\'{\i}} and {\v S}ef, S{\o}ren and
+        M\"uller, Fran\c{c}ois and Bie{\ss}mann, \AA sa}, title = {Salt \& {EEG}}}"""
+    assert bibliography(accents)[0].startswith(
+        "Jí Schütt, Søren Šef, François Müller, Åsa Bießmann Salt & EEG."
+    )
 
 
 def test_citations_are_numbered_and_unknown_ones_stay():

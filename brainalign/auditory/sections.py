@@ -46,6 +46,17 @@ _REFERENCES = {
   doi = {10.1109/TNSRE.2019.2952724}
 }
 """,
+    "haufe2014": """@article{haufe2014,
+  author = {Haufe, Stefan and Meinecke, Frank and G{\\"o}rgen, Kai and D{\\"a}hne, Sven and
+            Haynes, John-Dylan and Blankertz, Benjamin and Bie{\\ss}mann, Felix},
+  title = {On the Interpretation of Weight Vectors of Linear Models in Multivariate Neuroimaging},
+  journal = {NeuroImage},
+  volume = {87},
+  pages = {96--110},
+  year = {2014},
+  doi = {10.1016/j.neuroimage.2013.10.067}
+}
+""",
     "osullivan2015": """@article{osullivan2015,
   author = {O'Sullivan, James A. and Power, Alan J. and Mesgarani, Nima and Rajaram, Siddharth and
             Foxe, John J. and Shinn-Cunningham, Barbara G. and Slaney, Malcolm and
@@ -500,7 +511,10 @@ def _responses(by: Mapping[str, xr.Dataset], key: str, name: str) -> list[Figure
 
 
 def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
-    """Draw where channels follow the attended talker, on the scalp or on the brain's outline."""
+    """Draw where channels follow the attended talker and their weights at the strongest latency.
+
+    Places are on the scalp, or on the brain's outline.
+    """
     figures = []
     for subject, ds in [*by.items()][:_SUBJECTS_DRAWN]:
         if not {"x", "y", "z"} <= set(ds.coords):
@@ -515,31 +529,49 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
             if scalp
             else {"y_label": "height (mm)"}
         )
+        space = str(ds["space"].values[0])
+        weights = ds["trf"].values[:, ds["space"].values.astype(str) == space].mean(axis=1)
+        lag = int(np.sqrt(np.square(weights).mean(axis=0)).argmax())
+        latency = f"{float(ds['lag'].values[lag]) * 1000:.0f} ms"
+        shown = (
+            (
+                f"map-{key}", f"Where the talker is heard: {subject}", ds["channel_r"].values,
+                {"long_name": "correlation", "units": "", "cmap": "sequential"},
+                "Cross-validated correlation of each channel with its prediction from the "
+                "attended talker (forward model). It tells where the signal is.",
+            ),
+            (
+                f"weights-{key}", f"Weights {latency} after the sound: {subject}",
+                weights[:, lag], {"long_name": "weight", "units": "", "cmap": "diverging"},
+                f"Weight of the forward model of each channel for the attended talker's {space}, "
+                f"{latency} after the sound, where the weights of all channels are largest. Unlike "
+                "those of a decoder, which also cancel noise, they tell where the response is, and "
+                "its sign [@haufe2014].",
+            ),
+        )  # fmt: skip
         for view, (rows, at, outlines) in views.items():
             if not scalp:
                 ends = ("front", "back") if view == "left" else ("back", "front")
                 axes["x_label"] = f"{ends[0]} to {ends[1]} (mm)"
-            data = xr.Dataset(
-                {
-                    "x": ("observation", at[:, 0]),
-                    "y": ("observation", at[:, 1]),
-                    "value": ("observation", ds["channel_r"].values[rows]),
-                    "label": ("observation", ds["neuroid_id"].values[rows].astype(str)),
-                }
-            )
-            data["value"].attrs = {"long_name": "correlation", "units": "", "cmap": "sequential"}
-            figures.append(
-                Figure(
-                    f"map-{key}-{subject}-{view}".replace(" ", "-"),
-                    "scatter",
-                    f"Where the talker is heard: {subject}, {view}",
-                    "Cross-validated correlation of each channel with its prediction from the "
-                    "attended talker (forward model). It tells where the signal is; weights of a "
-                    "decoder would not, as they also cancel noise.",
-                    data,
-                    options={"equal_axes": True, "outlines": outlines, **axes},
+            for name, title, values, attrs, caption in shown:
+                data = xr.Dataset(
+                    {
+                        "x": ("observation", at[:, 0]),
+                        "y": ("observation", at[:, 1]),
+                        "value": ("observation", values[rows], attrs),
+                        "label": ("observation", ds["neuroid_id"].values[rows].astype(str)),
+                    }
                 )
-            )
+                figures.append(
+                    Figure(
+                        f"{name}-{subject}-{view}".replace(" ", "-"),
+                        "scatter",
+                        f"{title}, {view}",
+                        caption,
+                        data,
+                        options={"equal_axes": True, "outlines": outlines, **axes},
+                    )
+                )
     return figures
 
 

@@ -62,6 +62,8 @@ FFT_COLUMNS = {torch.float32: 500, torch.float64: 250}
 FFT_LAGS = 16
 #: Targets of one FFT batch, and the most samples that are transformed at once.
 FFT_TARGETS, FFT_SAMPLES = 64, 2**16
+#: Most elements of spectra that are summed before they are turned back into delays.
+SPECTRUM_ELEMENTS = 2**24
 #: Elements of the cross-covariances of all parts of the data that are held at once.
 CROSS_ELEMENTS = 2**27
 
@@ -159,7 +161,10 @@ def lagged_cross(
         Products of float32 data are float32; sums of them float64.
     """
     lags = _checked_lags(lags)
-    return _sum(_cross(x, y, lags, 0) for x, y in zip(X, Y, strict=True))
+    cross = _Cross(lags)
+    for x, y in zip(X, Y, strict=True):
+        cross.add(x, y, 0)
+    return cross.total()
 
 
 def lagged_kernel(trials: Sequence[Tensor], lags: Sequence[int] | NDArray[np.int64]) -> Tensor:
@@ -810,20 +815,19 @@ class _Primal:
 
     def _sums(self, part: _Part, cols: slice) -> _Sums:
         mean = self.mean[cols]
-        q, t = len(self.groups), len(mean)
-        cross = torch.zeros((q, t), dtype=torch.float64, device=mean.device)
+        cross = _Cross(self.lags)
         y_sum, y_squares = torch.zeros_like(mean), torch.zeros_like(mean)
         for i, a, b in part.ranges:
-            rows = max(TARGET_ROWS, PIECE_ELEMENTS[mean.device.type] // t)
+            rows = max(TARGET_ROWS, PIECE_ELEMENTS[mean.device.type] // len(mean))
             for first in range(a, b, rows):
                 y = self.Y[i][first : min(b, first + rows), cols]
                 if self.centred:
                     y = y - mean.to(y.dtype)
-                cross += _cross(self.X[i], y, self.lags, first)
+                cross.add(self.X[i], y, first)
                 if self.n_folds:
                     y_sum += y.sum(dim=0, dtype=torch.float64)
                     y_squares += torch.linalg.vector_norm(y, dim=0, dtype=torch.float64).square()
-        return _Sums(part.n, part.gram, part.total, cross, y_sum, y_squares)
+        return _Sums(part.n, part.gram, part.total, cross.total(), y_sum, y_squares)
 
     def _fold(self, k: int, sums: list[_Sums], whole: _Sums) -> tuple[_Sums, _Sums]:
         """Training and test sums of a fold, each about its own mean if there is an intercept."""
@@ -1123,12 +1127,70 @@ def _pieces(n: int, columns: int, device: torch.device) -> Iterator[tuple[int, i
         yield start, min(n, start + size)
 
 
-def _cross(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> Tensor:
-    """Sum over rows s of y of x[start + s - lag] y[s]', (q, n_targets), float64."""
+class _Cross:
+    """Sums over rows s of each added y of x[start + s - lag] y[s]', float64."""
+
+    def __init__(self, lags: NDArray[np.int64]) -> None:
+        self.lags = lags
+        self.length = _fft_length(lags)
+        self._sum: Any = 0.0
+        self._spectrum: Tensor | None = None
+
+    def add(self, x: Tensor, y: Tensor, start: int) -> Self:
+        """Add the products of the rows of y with x, from row `start` of x on."""
+        fewer = min(x.shape[1], y.shape[1]) * len(self.lags)
+        enough = fewer >= FFT_COLUMNS[x.dtype] and len(y) >= self.length
+        if enough and len(self.lags) >= FFT_LAGS:
+            self._add_by_fft(x, y, start)
+        else:
+            self._sum = self._sum + _cross_directly(x, y, self.lags, start)
+        return self
+
+    def total(self) -> Tensor:
+        """Return the sum over all that was added, (n_features * n_lags, n_targets)."""
+        if self._spectrum is not None:
+            # The spectra of x are conjugated, which turns time round.
+            place = torch.as_tensor(self.lags - self.lags[-1], device=self._spectrum.device)
+            wide = torch.fft.irfft(self._spectrum, n=self.length, dim=0)[place % self.length]
+            self._sum = self._sum + wide.transpose(0, 1).flatten(0, 1)
+            self._spectrum = None
+        return self._sum
+
+    def _add_by_fft(self, x: Tensor, y: Tensor, start: int) -> None:
+        """Add products of spectra of overlapping segments, in pieces that fit a cache."""
+        length, lo, hi = self.length, int(self.lags[0]), int(self.lags[-1])
+        block = length - (hi - lo)
+        most = max(1, FFT_SAMPLES // block) * block
+        shape = (length // 2 + 1, x.shape[1], y.shape[1])
+        if self._spectrum is None:
+            self._spectrum = torch.zeros(shape, dtype=torch.complex128, device=x.device)
+        for a in range(0, len(y), most):
+            rows = min(most, len(y) - a)
+            segments, whole = -(-rows // block), rows // block
+            source = _window(x, start + a - hi, start + a - hi + segments * block + hi - lo)
+            spectra = torch.fft.rfft(source.unfold(0, length, block).contiguous(), dim=2)
+            # (frequency, feature, segment); bmm is slow on complex data that are not contiguous
+            spectra = spectra.permute(2, 1, 0).contiguous().conj_physical_()
+            for t in range(0, y.shape[1], FFT_TARGETS):
+                part = y[a : a + rows, t : t + FFT_TARGETS]
+                padded = part.new_zeros((part.shape[1], segments, length))
+                filled = part[: whole * block].unflatten(0, (whole, block))
+                padded[:, :whole, :block] = filled.permute(2, 0, 1)
+                padded[:, whole:, : rows - whole * block] = part[whole * block :].T[:, None]
+                other = torch.fft.rfft(padded, dim=2).permute(2, 1, 0).contiguous()
+                self._spectrum[:, :, t : t + FFT_TARGETS] += torch.bmm(spectra, other)
+        if self._spectrum.numel() > SPECTRUM_ELEMENTS:
+            self.total()
+
+
+def _fft_length(lags: NDArray[np.int64]) -> int:
+    span = int(lags[-1] - lags[0])
+    return max(256, 1 << (4 * span - 1).bit_length())
+
+
+def _cross_directly(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> Tensor:
+    """Return what `_Cross` sums, by products with delayed data."""
     n, p, t = len(y), x.shape[1], y.shape[1]
-    fewer = min(p, t) * len(lags)
-    if len(lags) >= FFT_LAGS and fewer >= FFT_COLUMNS[x.dtype] and n >= _fft_length(lags):
-        return _cross_by_fft(x, y, lags, start)
     out = torch.zeros((p * len(lags), t), dtype=torch.float64, device=x.device)
     if p <= t:
         for a, b in _pieces(n, p * len(lags), x.device):
@@ -1146,42 +1208,6 @@ def _cross(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> Tensor:
     return out
 
 
-def _fft_length(lags: NDArray[np.int64]) -> int:
-    span = int(lags[-1] - lags[0])
-    return max(256, 1 << (4 * span - 1).bit_length())
-
-
-def _cross_by_fft(x: Tensor, y: Tensor, lags: NDArray[np.int64], start: int) -> Tensor:
-    """`_cross` from products of spectra of overlapping segments, summed before the inverse."""
-    lo, hi = int(lags[0]), int(lags[-1])
-    length = _fft_length(lags)
-    block = length - (hi - lo)
-    most = max(1, FFT_SAMPLES // block) * block
-    # The smaller spectra are conjugated, which turns time round.
-    place = torch.as_tensor((lags - hi) % length, device=x.device)
-    out = torch.zeros((x.shape[1], len(lags), y.shape[1]), dtype=torch.float64, device=x.device)
-    for a in range(0, len(y), most):
-        rows = min(most, len(y) - a)
-        segments = -(-rows // block)
-        source = _window(x, start + a - hi, start + a - hi + segments * block + hi - lo)
-        spectra = torch.fft.rfft(source.unfold(0, length, block).contiguous(), dim=2)
-        # (frequency, feature, segment); bmm is slow on complex data that are not contiguous
-        spectra = spectra.permute(2, 1, 0).contiguous().conj_physical_()
-        for t in range(0, y.shape[1], FFT_TARGETS):
-            part = y[a : a + rows, t : t + FFT_TARGETS]
-            padded = part.new_zeros((part.shape[1], segments, length))
-            whole = rows // block
-            padded[:, :whole, :block] = part[: whole * block].unflatten(0, (whole, block)).permute(
-                2, 0, 1
-            )
-            padded[:, whole:, : rows - whole * block] = part[whole * block :].T[:, None]
-            other = torch.fft.rfft(padded, dim=2).permute(2, 1, 0).contiguous()
-            product = torch.bmm(spectra, other)
-            wide = torch.fft.irfft(product, n=length, dim=0)[place]
-            out[:, :, t : t + FFT_TARGETS] += wide.transpose(0, 1)
-    return out.flatten(0, 1)
-
-
 def _gram(ranges: Sequence[tuple[Tensor, int, int]], lags: NDArray[np.int64]) -> Tensor:
     """Gram matrix of rows start .. stop - 1 of the delayed data of each (x, start, stop), (q, q).
 
@@ -1191,18 +1217,19 @@ def _gram(ranges: Sequence[tuple[Tensor, int, int]], lags: NDArray[np.int64]) ->
     step = reduce(math.gcd, np.diff(lags).tolist(), 0) or 1
     even = np.arange(lags[0], lags[-1] + 1, step)
     p, n_lags = ranges[0][0].shape[1], len(even)
-    row: Any = 0
+    cross = _Cross(even)
     before, after = [], []
     for x, start, stop in ranges:
         wide = _window(x, start - int(even[-1]) - step, stop - int(even[0])).double()
         start, stop = int(even[-1]) + step, len(wide) + int(even[0])
-        row = row + _cross(wide, _window(wide, start - int(even[0]), len(wide)), even, start)
+        cross.add(wide, _window(wide, start - int(even[0]), len(wide)), start)
         before.append(_delayed(wide, even, start - step, start).transpose(1, 2).flatten(1))
         after.append(_delayed(wide, even, stop - step, stop).transpose(1, 2).flatten(1))
     both = torch.cat([*before, *after])
     sign = torch.ones(len(both), 1, dtype=both.dtype, device=both.device)
     sign[len(both) // 2 :] = -1
     ends = ((sign * both).T @ both).view(n_lags, p, n_lags, p)
+    row = cross.total()
     out = torch.empty((n_lags, p, n_lags, p), dtype=torch.float64, device=row.device)
     out[0] = row.view(p, n_lags, p).permute(2, 1, 0)
     out[1:, :, 0] = out[0, :, 1:].permute(1, 2, 0)
@@ -1217,7 +1244,7 @@ def _gram(ranges: Sequence[tuple[Tensor, int, int]], lags: NDArray[np.int64]) ->
 def _total(x: Tensor, lags: NDArray[np.int64], start: int, stop: int) -> Tensor:
     """Sum of rows start .. stop - 1 of the delayed data, (q,), float64."""
     ones = torch.ones((stop - start, 1), dtype=torch.float64, device=x.device)
-    return _cross(x.double(), ones, lags, start)[:, 0]
+    return _Cross(lags).add(x.double(), ones, start).total()[:, 0]
 
 
 def _sum(parts: Iterable[Any]) -> Any:

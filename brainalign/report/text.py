@@ -29,6 +29,18 @@ __all__ = [
 _UNSHOWABLE = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r]")
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: TeX's accents as combining characters, and its names of letters.
+_ACCENTS = {
+    '"': "\u0308", "'": "\u0301", "`": "\u0300", "^": "\u0302", "~": "\u0303", "=": "\u0304",
+    ".": "\u0307", "c": "\u0327", "v": "\u030c", "u": "\u0306", "H": "\u030b", "r": "\u030a",
+    "k": "\u0328",
+}  # fmt: skip
+_LETTERS = {
+    "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ", "aa": "å", "AA": "Å", "ss": "ß", "o": "ø",
+    "O": "Ø", "l": "ł", "L": "Ł", "i": "ı", "j": "ȷ",
+}  # fmt: skip
+_ACCENTED = re.compile(r"\\(?:([\"'`^~=.])\s*|([cvuHrk])(?=[\s{\\])\s*)\{?\\?([A-Za-z])\}?")
+_LETTER = re.compile(rf"\\({'|'.join(sorted(_LETTERS, key=len, reverse=True))})(?![A-Za-z])\s*")
 _CITATION = re.compile(r"\[@[^\[\]]+\]")
 
 
@@ -136,6 +148,19 @@ def _braced(text: str, start: int) -> int:
     return len(text)
 
 
+def _plain(tex: str) -> str:
+    """Return the value of a BibTeX field with its accents as characters, without braces."""
+
+    def accented(found: re.Match[str]) -> str:
+        mark = _ACCENTS[found[1] or found[2]]
+        return unicodedata.normalize("NFC", found[3] + mark)
+
+    text = _ACCENTED.sub(accented, tex)
+    text = _LETTER.sub(lambda found: _LETTERS[found[1]], text)
+    text = re.sub(r"\\([&%_#$])", r"\1", text)
+    return " ".join(re.sub(r"[{}]", "", text).split())
+
+
 def _fields(entry: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     position = entry.find(",") + 1
@@ -151,7 +176,7 @@ def _fields(entry: str) -> dict[str, str]:
         else:
             bare = re.compile(r"[^,}\s]*").match(entry, start)
             value, position = (bare.group(), bare.end()) if bare else ("", start + 1)
-        fields[match.group(1).lower()] = " ".join(re.sub(r"[{}]", "", value).split())
+        fields[match.group(1).lower()] = _plain(value)
     return fields
 
 

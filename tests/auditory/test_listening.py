@@ -225,7 +225,8 @@ def test_section(decoded, tmp_path):
     ids = [f.id for f in section.figures]
     assert ids == [
         "accuracy", "accuracy-forward", "switches", "responses-forward",
-        "map-forward-s1-left", "map-forward-s2-left",
+        "map-forward-s1-left", "weights-forward-s1-left",
+        "map-forward-s2-left", "weights-forward-s2-left",
     ]  # fmt: skip
     curve = section.figures[0].data
     assert curve["series"].values.tolist() == ["forward model", "oracle", "guessing"]
@@ -259,11 +260,18 @@ def test_maps_of_a_scalp(decoded):
         {a: ("neuroid", v) for a, v in zip("xyz", np.eye(3, 6) * 95, strict=True)}
     )
     ds = ds.assign_coords(z=("neuroid", [0.0, 0, 95, np.nan, np.nan, np.nan]))
-    view = attention_section({"forward": {"S1": ds}}).figures[-1]
+    ds["trf"][:] = 0.0
+    ds["trf"][:, 0, 4] = [1.0, -2, 3, 0, 0, 0]
+    ds["trf"][0, 0, 9] = 2.0
+    view, weights = attention_section({"forward": {"S1": ds}}).figures[-2:]
     assert view.id == "map-forward-S1-from-above"
     # The right ear, the nose, and the top of the head.
     np.testing.assert_allclose(view.data["x"], [1, 0, 0], atol=1e-9)
     np.testing.assert_allclose(view.data["y"], [0, 1, 0], atol=1e-9)
+    # Where the weights of all channels are largest, with their signs.
+    assert weights.id == "weights-forward-S1-from-above"
+    assert weights.title.startswith(f"Weights {float(ds['lag'][4]) * 1000:.0f} ms after the sound")
+    np.testing.assert_allclose(weights.data["value"], [1, -2, 3])
 
 
 def test_commands(listened, tmp_path, mirror, monkeypatch):
