@@ -28,7 +28,8 @@ from brainalign.data.simulate import simulate
 from brainalign.data.stimuli import StimulusSet, read_stimuli, write_stimuli
 from brainalign.data.store import write
 from brainalign.encoding import fit_encoder
-from brainalign.features import extract, load_model
+from brainalign.features import Model, extract, load_model
+from brainalign.features.layers import Pooling
 from brainalign.small_models.scenes import CATEGORIES, render_scenes
 from brainalign.synthesis import ascend_pixels, dive, judge, label
 
@@ -36,15 +37,21 @@ PREFERS = {"FFA": "people", "EBA": "bodies", "PPA": "places", "VWFA": "words", "
 PARTS = ("people", "places")
 EACH, N_NULL = 30, 60
 LABELLED = 0.85
+#: Layer of the small CLIP model that guides.
+GUIDE = "visual.layer4"
 
 
 def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
-    """Simulate responses driven by unit embeddings; write the encoders of both halves."""
-    models = {name: load_model(name, device="cpu") for name in ("small-clip", "small-judge")}
-    features = {
-        name: extract(model, stimuli, "output", pooling="unit", device="cpu")["output"].load()
-        for name, model in models.items()
-    }
+    """Simulate responses driven by unit embeddings; write the encoders of both halves.
+
+    The guide reads the last layer before the embedding: a pooled embedding of unit length has
+    gradients that more often lead to pictures which move the guide alone.
+    """
+    clip, judging = (load_model(name, device="cpu") for name in ("small-clip", "small-judge"))
+
+    def features(model: Model, layer: str, pooling: Pooling) -> xr.DataArray:
+        return extract(model, stimuli, layer, pooling=pooling, device="cpu")[layer].load()
+
     roi = [r for r in PREFERS for _ in range(EACH)]
     roi += [f"part {p}" for p in PARTS for _ in range(EACH)] + ["null"] * N_NULL
     n = len(roi)
@@ -56,7 +63,8 @@ def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
         }
     )  # fmt: skip
     made = simulate(
-        features["small-clip"], category=stimuli.index["category"].values, neuroids=neuroids,
+        features(clip, "output", "unit"), category=stimuli.index["category"].values,
+        neuroids=neuroids,
         preference={**PREFERS, **{f"part {p}": p for p in PARTS}},
         null=np.array([r == "null" for r in roi]), ncsnr=(0.6, 1.2), seed=seed,
     )  # fmt: skip
@@ -65,9 +73,12 @@ def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
     half = np.random.default_rng(seed).permutation(len(stimuli)) < len(stimuli) // 2
     shown = dict(zip(stimuli.ids, half.tolist(), strict=True))
     first = np.array([shown[i] for i in responses["stimulus_id"].values.tolist()])
-    for name, rows, file in (("small-clip", first, "guide"), ("small-judge", ~first, "judge")):
+    for file, seen, rows in (
+        ("guide", features(clip, GUIDE, "mean"), first),
+        ("judge", features(judging, "output", "unit"), ~first),
+    ):
         fitted = fit_encoder(
-            features[name], responses.isel(presentation=rows), stimuli="seen",
+            seen, responses.isel(presentation=rows), stimuli="seen",
             alphas=np.logspace(-2, 5, 15).tolist(), device="cpu",
         )  # fmt: skip
         write(fitted, folder / f"{file}.zarr", "encoder")
@@ -174,7 +185,7 @@ class Study:
         named = ("scenes", "images", "keep", "steps", "scale", "schedule", "seed", "pipeline")
         return {
             "case": case, "work": {k: getattr(self.args, k) for k in named}, "accuracy": checks,
-            **more, "passed": all(c["holds"] for c in checks.values()),
+            "guide": GUIDE, **more, "passed": all(c["holds"] for c in checks.values()),
         }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ FFT_COLUMNS = {torch.float32: 500, torch.float64: 250}
 #: Fewest delays for the same.
 FFT_LAGS = 16
 #: Targets of one FFT batch, and the most samples that are transformed at once.
-FFT_TARGETS, FFT_SAMPLES = 64, 2**16
+FFT_TARGETS, FFT_SAMPLES = 32, 2**16
 #: Most elements of spectra that are summed before they are turned back into delays.
 SPECTRUM_ELEMENTS = 2**24
 #: Elements of the cross-covariances of all parts of the data that are held at once.
