@@ -256,9 +256,11 @@ def _curves(
     found: Mapping[str, _Measured], bands: NDArray[np.float64], level: float, areas: bool
 ) -> Figure | None:
     """Draw the channels of areas, or of all others."""
-    usable = {t: m for t, m in found.items() if m.channel.usable and (m.kind == "area") == areas}
+    of_kind = {t: m for t, m in found.items() if (m.kind == "area") == areas}
+    usable = {t: m for t, m in of_kind.items() if m.channel.usable}
     if not usable:
         return None
+    left_out = [t for t in of_kind if t not in usable]
     x = np.geomspace(bands[0] / 2, 2 * bands[-1], _CURVE_POINTS)
     value, low, high = (np.full((len(usable), len(x)), np.nan) for _ in range(3))
     for i, m in enumerate(usable.values()):
@@ -291,7 +293,8 @@ def _curves(
         "Channels of areas" if areas else "Channels of people and models",
         "Sensitivity to noise at each frequency over the peak of the same observer: 1 at the "
         "centre, one half where the band ends. Shades hold the middle "
-        f"{100 * level:.0f} % of the draws, each over its own peak. {what}",
+        f"{100 * level:.0f} % of the draws, each over its own peak. {what}"
+        + (f" Without a channel (see the table): {', '.join(left_out)}." if left_out else ""),
         ds,
         {"x_log": True, "width": "full"},
     )

@@ -93,6 +93,15 @@ def test_section_of_people_models_and_areas(tmp_path):
         draw(figure, "f")
 
 
+def test_who_has_no_channel_is_named_below_the_curves():
+    sees, guesses = trials_of("sees", 2.0, 0), trials_of("guesses", 2.0, 1)
+    guesses["correct"][:] = np.random.default_rng(0).random(guesses.sizes["trial"]) < 1 / 16
+    section = channels_section({"sees": sees, "guesses": guesses}, n_bootstrap=20)
+    curves = next(f for f in section.figures if f.id == "curves")
+    assert curves.data["series"].values.tolist() == ["sees"]
+    assert curves.caption.endswith("Without a channel (see the table): guesses.")
+
+
 def test_section_refuses_nobody():
     with pytest.raises(ConfigError, match="Observers are needed"):
         channels_section({})
