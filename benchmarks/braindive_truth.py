@@ -2,9 +2,10 @@
 
 Each region prefers one category of rendered scenes, one region is made of two parts, and one has no
 signal. Images are guided by an encoder of the small CLIP model fitted to half of the scenes, ranked
-and judged by an encoder of another network fitted to the other half, and labelled by a classifier
-that took no part in either. What is planted has to come out, and gradient ascent on pixels alone
-has to fail. No times: this script measures whether images show what they should.
+by one fitted to the other half (or by the judge, `--ranker judge`: then what selects is what is
+measured), judged by an encoder of another network, and labelled by a classifier that took no part
+in any of it. What is planted has to come out, and gradient ascent on pixels alone has to fail. No
+times: this script measures whether images show what they should.
 """
 
 from __future__ import annotations
@@ -37,19 +38,13 @@ PREFERS = {"FFA": "people", "EBA": "bodies", "PPA": "places", "VWFA": "words", "
 PARTS = ("people", "places")
 EACH, N_NULL = 30, 60
 LABELLED = 0.85
-#: Layer of the small CLIP model that guides.
-GUIDE = "visual.layer4"
 
 
-def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
-    """Simulate responses driven by unit embeddings; write the encoders of both halves.
-
-    The guide reads the last layer before the embedding: a pooled embedding of unit length has
-    gradients that more often lead to pictures which move the guide alone.
-    """
+def subject(stimuli: StimulusSet, folder: Path, guide: str, seed: int) -> None:
+    """Simulate responses driven by unit embeddings; write the encoders of both halves."""
     clip, judging = (load_model(name, device="cpu") for name in ("small-clip", "small-judge"))
 
-    def features(model: Model, layer: str, pooling: Pooling) -> xr.DataArray:
+    def features(model: Model, layer: str, pooling: Pooling) -> xr.Dataset:
         return extract(model, stimuli, layer, pooling=pooling, device="cpu")[layer].load()
 
     roi = [r for r in PREFERS for _ in range(EACH)]
@@ -73,8 +68,10 @@ def subject(stimuli: StimulusSet, folder: Path, seed: int) -> None:
     half = np.random.default_rng(seed).permutation(len(stimuli)) < len(stimuli) // 2
     shown = dict(zip(stimuli.ids, half.tolist(), strict=True))
     first = np.array([shown[i] for i in responses["stimulus_id"].values.tolist()])
+    guiding = features(clip, guide, "unit" if guide == "output" else "mean")
     for file, seen, rows in (
-        ("guide", features(clip, GUIDE, "mean"), first),
+        ("guide", guiding, first),
+        ("rank", guiding, ~first),
         ("judge", features(judging, "output", "unit"), ~first),
     ):
         fitted = fit_encoder(
@@ -95,6 +92,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=80.0)
     parser.add_argument("--schedule", default="linear", help="of the scale along the run")
+    # The embedding of unit length ("output") has gradients that more often lead to pictures which
+    # move the guide alone.
+    parser.add_argument("--guide", default="visual.layer4", help="layer of the guiding encoder")
+    parser.add_argument("--ranker", choices=("rank", "judge"), default="rank")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pipeline", default="small-diffusion")
     parser.add_argument("--only", default="", help="targets whose name holds this")
@@ -139,7 +140,7 @@ class Study:
             self.scenes, [s.image for s in scenes], [s.stimulus_id for s in scenes],
             extra={"category": [s.category for s in scenes]},
         )  # fmt: skip
-        subject(read_stimuli(self.scenes), self.folder, self.args.seed)
+        subject(read_stimuli(self.scenes), self.folder, self.args.guide, self.args.seed)
         label(
             self.scenes, "small-classifier", CATEGORIES, out=self.folder / "labels.nc",
             device="cpu",
@@ -157,8 +158,8 @@ class Study:
         args, place, guide = self.args, self.folder / name, self.folder / "guide.zarr"
         place.mkdir(exist_ok=True)
         common = {
-            "rerank": self.folder / "judge.zarr", "n_images": args.images, "keep": args.keep,
-            "device": "cpu", "progress": False, "overwrite": True,
+            "rerank": self.folder / f"{args.ranker}.zarr", "n_images": args.images,
+            "keep": args.keep, "device": "cpu", "progress": False, "overwrite": True,
         }  # fmt: skip
         making = {
             **common, "steps": args.steps, "scheduler": "dpmsolver++", "scale": args.scale,
@@ -182,10 +183,11 @@ class Study:
         checks = harness.checked(accuracy)
         shown = {k: (round(c["value"], 3), c["holds"]) for k, c in checks.items()}
         print(case, shown, flush=True)
-        named = ("scenes", "images", "keep", "steps", "scale", "schedule", "seed", "pipeline")
+        named = ("scenes", "images", "keep", "steps", "scale", "schedule", "seed", "pipeline",
+                 "guide", "ranker")  # fmt: skip
         return {
             "case": case, "work": {k: getattr(self.args, k) for k in named}, "accuracy": checks,
-            "guide": GUIDE, **more, "passed": all(c["holds"] for c in checks.values()),
+            **more, "passed": all(c["holds"] for c in checks.values()),
         }  # fmt: skip
 
 
