@@ -202,6 +202,8 @@ def record(
             print(
                 f"       {check}: {c['value']:.3g} {c['relation']} {c['bound']:g}{word}", flush=True
             )
+        for what, value in r.get("measured", {}).items():
+            print(f"       {what}: {value:.3g}", flush=True)
     made = {
         "benchmark": name,
         "date": datetime.date.today().isoformat(),

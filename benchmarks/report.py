@@ -24,6 +24,12 @@ SECTIONS = {
     "One subject of the size of NSD, from disk to disk": ("nsd",),
     "Octave noise and its pyramids": ("critical_band",),
     "On a GPU": ("gpu",),
+    "Brain-guided sampling, Stable Diffusion 2.1 in size": (
+        "braindive_cpu",
+        "braindive_cuda",
+    ),
+    "Images for the regions of a simulated subject": ("braindive_truth",),
+    "Encoders by gradient descent and by ridge": ("probe",),
 }
 #: Sections on attention, whose rows tell several peers and the memory of each.
 ATTENTION = {
@@ -51,6 +57,9 @@ OMP_NUM_THREADS=2 python benchmarks/scuba.py     # embeddings of 2 GB on disk, s
 OMP_NUM_THREADS=1 python benchmarks/critical_band.py --threads 1    # with pyrtools installed
 OMP_NUM_THREADS=2 python benchmarks/attention_lightning.py    # and attention_neighborhood.py
 python benchmarks/gpu.py                         # on a machine with a CUDA device; attention_gpu.py
+OMP_NUM_THREADS=2 python benchmarks/braindive.py # on a CPU 11 GiB and a quarter of an hour
+python benchmarks/braindive_truth.py --workers 2 # pictures for a simulated subject: no times
+python benchmarks/probe.py                       # held-out correlations: no times
 python benchmarks/report.py
 ```
 """
@@ -69,29 +78,36 @@ def seconds(value: float) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| work | ours (s) | peer (s) | ratio | claimed | accuracy |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
+    """Write what was measured; columns that no row has anything in are left out."""
+    heads = ("work", "ours (s)", "peer (s)", "ratio", "claimed", "accuracy")
+    marks = ("---", "---:", "---:", "---:", "---:", "---")
+    lines = []
     for row in rows:
-        times, peer = row["times"], row.get("peer", "")
+        times, peer = row.get("times", {}), row.get("peer", "")
         ours = times.get("ours", {}).get("median_s")
         theirs = times.get(peer, {}).get("median_s")
-        checks = "; ".join(
+        checks = [
             f"{name} {c['value']:.3g} ({'≤' if c['relation'] == '<=' else '≥'} {c['bound']:g})"
             + ("" if c["holds"] else " **fails**")
             for name, c in row.get("accuracy", {}).items()
-        )
-        cells = [
-            row["case"] + sizes(row) + ("" if row.get("passed", True) else " **(failed)**"),
-            "" if ours is None else seconds(ours),
-            "" if theirs is None else f"{seconds(theirs)} {peer}",
-            f"{row['ratio']:.1f}" if "ratio" in row else "",
-            f"{row['required']:.2g}" if "required" in row else "",
-            checks,
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        made = {k: row.get("generated", {}).get(k) for k in ("activation", "labelled")}
+        told = row.get("measured", {} if checks else made)
+        checks += [f"{name} {value:.3g}" for name, value in told.items() if value is not None]
+        lines.append(
+            (
+                row["case"] + sizes(row) + ("" if row.get("passed", True) else " **(failed)**"),
+                "" if ours is None else seconds(ours),
+                "" if theirs is None else f"{seconds(theirs)} {peer}",
+                f"{row['ratio']:.1f}" if "ratio" in row else "",
+                f"{row['required']:.2g}" if "required" in row else "",
+                "; ".join(checks),
+            )
+        )
+    columns = [c for c in zip(heads, marks, *lines, strict=True) if any(c[2:])]
+    head, mark, *body = zip(*columns, strict=True)
+    written = ["| " + " | ".join(cells) + " |" for cells in (head, *body)]
+    return "\n".join([written[0], "|" + "|".join(mark) + "|", *written[1:]])
 
 
 def attention_table(rows: list[dict[str, Any]]) -> str:

@@ -22,6 +22,8 @@ from brainalign.errors import (
 )
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from brainalign.data.stimuli import StimulusSet
 
 __all__ = ["main"]
@@ -235,11 +237,10 @@ def _attention_sweep(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    from brainalign.data.splits import by_flag, halves
+    from brainalign.data.splits import by_flag
     from brainalign.data.stimuli import read_stimuli
     from brainalign.data.store import provenance, read
     from brainalign.encoding import encode, joint_features, write_result
-    from brainalign.encoding.align import content_keys
     from brainalign.encoding.timeseries import backward
     from brainalign.features import read_manifest
 
@@ -262,8 +263,7 @@ def _encode(args: argparse.Namespace) -> int:
     if args.half is not None:
         if sha256 is None:
             raise ConfigError("Halves are of images by their content.", "Give --stimuli.")
-        keys = content_keys(responses["stimulus_id"].values.astype(str), sha256)
-        responses = responses.isel(presentation=halves(keys, args.seed) == args.half)
+        responses = _half(responses, sha256, args.half, args.seed)
     splits: Any = args.folds
     if args.test is not None:
         flags = _flags(stimuli, args.test)
@@ -309,6 +309,46 @@ def _encode(args: argparse.Namespace) -> int:
     inputs = args.features if args.part else [*args.features, args.responses]
     made_by = provenance(config=settings, inputs=inputs, seed=args.seed)
     write_result(result, args.out, provenance=made_by, overwrite=True)
+    return 0
+
+
+def _half(responses: xr.Dataset, sha256: Mapping[str, str], half: int, seed: int) -> xr.Dataset:
+    """Return the presentations of one half of the images, by their content."""
+    from brainalign.data.splits import halves
+    from brainalign.encoding.align import content_keys
+
+    keys = content_keys(responses["stimulus_id"].values.astype(str), sha256)
+    return responses.isel(presentation=halves(keys, seed) == half)
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from brainalign.data.stimuli import read_stimuli
+    from brainalign.data.store import provenance, read, write
+    from brainalign.encoding import fit_probe
+
+    stimuli = read_stimuli(args.stimuli)
+    responses = read(args.responses, "responses")
+    if args.half is not None:
+        sha256 = dict(zip(stimuli.ids, stimuli.sha256, strict=True))
+        responses = _half(responses, sha256, args.half, args.seed)
+    training = {
+        name: getattr(args, name)
+        for name in ("n_epochs", "learning_rate", "weight_decay", "batch_size", "seed")
+    }
+    encoder = fit_probe(
+        _model(args),
+        stimuli,
+        responses,
+        layer=args.layer,
+        pooling=args.pooling,
+        device=args.device,
+        bad_neuroids=args.invalid,
+        **training,
+    )
+    settings = training | {k: getattr(args, k) for k in ("model", "layer", "pooling", "half")}
+    inputs = [args.responses, args.stimuli / "index.nc"]
+    made_by = provenance(config=settings, inputs=inputs, seed=args.seed)
+    write(encoder, args.out, "encoder", provenance=made_by, overwrite=True)
     return 0
 
 
@@ -939,7 +979,7 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_making_arguments(parser: argparse.ArgumentParser, n_images: int) -> None:
     parser.add_argument(
         "--encoded", type=Path, nargs="+", required=True,
-        help="outputs of `encode` that guide: several are averaged",
+        help="outputs of `encode` or `probe` that guide: several are averaged",
     )  # fmt: skip
     parser.add_argument("--rerank", type=Path, nargs="+", help="outputs of the other half")
     parser.add_argument("--out", type=Path, required=True)
@@ -1142,6 +1182,23 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", action="store_true", help="write predicted responses too")
     p.add_argument("--memory-mb", type=int, help="most memory to hold; default: half of the free")
     p.add_argument("--part", type=_part, metavar="K/M", help="only the K-th of M parts of neuroids")
+
+    p = command("probe", _probe, "fit an encoder of one layer by AdamW on augmented images")
+    _add_model_arguments(p)
+    p.add_argument("--layer", default="output")
+    p.add_argument("--pooling", choices=("mean", "class", "flatten", "unit"), default="unit")
+    p.add_argument("--stimuli", type=Path, required=True, help="images of one size")
+    p.add_argument("--responses", type=Path, required=True)
+    p.add_argument(
+        "--half", type=int, choices=(1, 2), help="only images of this half, by their content"
+    )
+    p.add_argument("--n-epochs", type=int, default=100)
+    p.add_argument("--learning-rate", type=float, default=3e-4, help="halved by the last epoch")
+    p.add_argument("--weight-decay", type=float, default=2e-2)
+    p.add_argument("--batch-size", type=int, default=64, help="images a step")
+    p.add_argument("--invalid", choices=("raise", "exclude"), default="raise")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--out", type=Path, required=True, help="a .zarr folder")
 
     p = command("gather", _gather, "join the parts of one encoding model, from encode --part")
     p.add_argument("parts", type=Path, nargs="+", help="outputs of `encode --part`")

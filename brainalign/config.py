@@ -268,6 +268,14 @@ def _check_synthesis(config: dict[str, Any]) -> None:
             "their judge.",
             "Name a model of another architecture.",
         )
+    for role in ("model", "judge") if "probe" in block else ():
+        layers = config["models"][block[role]]["layers"]
+        if len(layers) > 1 or "*" in layers[0]:
+            raise ConfigError(
+                f"synthesis.{role} is {block[role]!r}, whose layers are {', '.join(layers)}: a "
+                "probe is fitted to one layer.",
+                "Name one layer of that model, or leave synthesis.probe out.",
+            )
     for name, target in block["targets"].items():
         where = f"synthesis.targets.{name}"
         if ("roi" in target) == ("neuroids" in target):

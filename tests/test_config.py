@@ -129,6 +129,10 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     alone = copy.deepcopy(ENCODED)
     del alone["synthesis"]["judge"]
     assert validate_config(alone)["synthesis"]["judge"] == "clip"
+    alone["synthesis"]["probe"] = {"n_epochs": 20}
+    probe = {"n_epochs": 20, "learning_rate": 3e-4, "weight_decay": 0.02, "batch_size": 64}
+    assert validate_config(alone)["synthesis"]["probe"] == probe
+    assert "probe" not in config["synthesis"]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,7 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "targets", "a b"), {"roi": "A"}, "a b"),
         (("synthesis", "generator", "scheduler"), "dpmsolver", "Did you mean 'dpmsolver++'"),
         (("synthesis", "ascent"), {}, "'size' is missing at synthesis.ascent"),
+        (("synthesis", "probe"), {}, "synthesis.judge is 'other', whose layers are output, visual"),
         (("synthesis", "batch_size"), 0, "at synthesis.batch_size"),
         (("synthesis", "guidance"), {"sag": 1}, "unknown key 'sag' at synthesis.guidance"),
         (("captioning", "model"), "other", "whose layers are ['output', 'visual']"),

@@ -1,13 +1,18 @@
 """The probe trained by gradient descent beside closed-form ridge, and its augmentation."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
+from brainalign.cli import main
+from brainalign.data.splits import halves
 from brainalign.data.stimuli import write_stimuli
-from brainalign.encoding import fit_encoder, predict
-from brainalign.encoding.probe import AdamWProbe, augment, fit_probe
+from brainalign.data.store import read, write
+from brainalign.encoding import AdamWProbe, fit_encoder, fit_probe, predict
+from brainalign.encoding.probe import augment
 from brainalign.errors import SchemaError
 from brainalign.features import extract, load_model
 from brainalign.linear import Ridge
@@ -51,22 +56,24 @@ def test_the_learning_rate_halves_and_weights_decay():
         patch.setattr(torch.optim, "AdamW", Spy)
         x = np.random.default_rng(0).standard_normal((100, 3))
         AdamWProbe(n_epochs=4, device="cpu", progress=False).fit(x, x)
+    # Counted from the first epoch, so that the last one has half of the rate.
     rates = [lr for lr, _ in seen]
     assert len(seen) == 8 and {d for _, d in seen} == {2e-2}
-    assert rates[::2] == pytest.approx([3e-4 * 0.5 ** (e / 4) for e in range(4)])
+    assert rates[::2] == pytest.approx([3e-4 * 0.5 ** (e / 4) for e in range(1, 5)])
 
 
 def test_augmentation_is_what_it_says():
     images = torch.rand(200, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     fresh = lambda: torch.Generator().manual_seed(1)  # noqa: E731
-    plain = augment(images, fresh(), brightness=0, shift=0, noise=0)
-    assert torch.equal(plain, images)
-    ratio = (augment(images, fresh(), shift=0, noise=0) / images).flatten(1)
+    plain = lambda x: x  # noqa: E731
+    same = augment(images, plain, fresh(), brightness=0, shift=0, noise=0)
+    assert torch.equal(same, images)
+    ratio = (augment(images, plain, fresh(), shift=0, noise=0) / images).flatten(1)
     assert torch.allclose(ratio.std(1), torch.zeros(200), atol=1e-5)
     assert 0.95 <= ratio.min() < 0.96 and 1.04 < ratio.max() <= 1.0501
-    added = augment(images, fresh(), brightness=0, shift=0) - images
+    added = augment(images, plain, fresh(), brightness=0, shift=0) - images
     assert added.std().item() == pytest.approx(0.05, rel=0.02) and abs(added.mean()) < 1e-3
-    moved = augment(images, fresh(), brightness=0, noise=0, shift=2)
+    moved = augment(images, plain, fresh(), brightness=0, noise=0, shift=2)
     found = set()
     wide = torch.nn.functional.pad(images, (2,) * 4, mode="replicate")
     for i in range(200):
@@ -79,7 +86,40 @@ def test_augmentation_is_what_it_says():
     assert len(found) == 25
 
 
-def test_it_makes_an_encoder_like_that_of_ridge(tmp_path):
+def test_brightness_is_of_the_image_and_noise_of_what_the_model_takes():
+    images = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    fresh = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    normalise = lambda x: (x - 0.5) / 0.25  # noqa: E731
+    bright = augment(images, normalise, fresh(), shift=0, noise=0)
+    factor = (bright * 0.25 + 0.5) / images
+    assert torch.allclose(factor.flatten(1).std(1), torch.zeros(50), atol=1e-5)
+    assert 0.95 <= factor.min() and factor.max() <= 1.0501
+    noisy = augment(images, normalise, fresh(), brightness=0, shift=0) - normalise(images)
+    assert noisy.std().item() == pytest.approx(0.05, rel=0.02)
+
+
+def test_images_are_augmented_at_the_size_of_the_model(monkeypatch):
+    model = load_model("small-clip", device="cpu")
+    seen = []
+
+    def spy(images, normalise, generator, **options):
+        seen.append((tuple(images.shape), float(images.min()), float(images.max())))
+        return augment(images, normalise, generator, **options)
+
+    monkeypatch.setattr("brainalign.encoding.probe.augment", spy)
+    images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    probe = AdamWProbe(model, n_epochs=2, batch_size=2, device="cpu", progress=False)
+    probe.fit(images, np.arange(4.0))
+    side = model.preprocessing["image_size"][0]
+    assert len(seen) == 4 and {shape for shape, _, _ in seen} == {(2, 3, side, side)}
+    assert all(0 <= low and high <= 1 for _, low, high in seen) and side != 96
+    probe.predict(images)
+    assert len(seen) == 4
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """A model, 160 images of coarse colours, their features, and responses to the first 120."""
     model = load_model("small-clip", device="cpu")
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (160, 4, 4, 3))
@@ -90,11 +130,10 @@ def test_it_makes_an_encoder_like_that_of_ridge(tmp_path):
     z = features["features"].values
     z = (z - z.mean(0)) / z.std(0)
     y = z @ rng.standard_normal((128, 6)) / np.sqrt(128) + 0.1 * rng.standard_normal((160, 6))
-    train = np.arange(120)
     responses = xr.Dataset(
-        {"responses": (("presentation", "neuroid"), y[train].astype(np.float32))},
+        {"responses": (("presentation", "neuroid"), y[:120].astype(np.float32))},
         coords={
-            "stimulus_id": ("presentation", [ids[i] for i in train]),
+            "stimulus_id": ("presentation", ids[:120]),
             **{k: ("presentation", np.zeros(120, int)) for k in ("repetition", "session", "run")},
             "subject": ("presentation", ["s"] * 120),
             "neuroid_id": ("neuroid", [f"v{i}" for i in range(6)]),
@@ -102,10 +141,15 @@ def test_it_makes_an_encoder_like_that_of_ridge(tmp_path):
         },
         attrs={"units": "z", "subject": "s"},
     )  # fmt: skip
-    shown = stimuli.select(ids[:120])
-    probe = fit_probe(model, shown, responses, n_epochs=12, learning_rate=0.1, noise=0.01,
+    return model, stimuli, features, responses, y
+
+
+def test_it_makes_an_encoder_like_that_of_ridge(subject):
+    model, stimuli, features, responses, y = subject
+    shown = stimuli.select(stimuli.ids[:120])
+    probe = fit_probe(model, shown, responses, n_epochs=12, learning_rate=0.1, noise=0.05,
                       weight_decay=0.0, shift=1, device="cpu", progress=False)  # fmt: skip
-    ridge = fit_encoder(features.isel(stimulus=train), responses, device="cpu")
+    ridge = fit_encoder(features.isel(stimulus=slice(120)), responses, device="cpu")
     assert set(ridge.attrs) <= set(probe.attrs) and probe["weights"].dims == ridge["weights"].dims
     held = features.isel(stimulus=slice(120, None))
     r = {
@@ -114,3 +158,23 @@ def test_it_makes_an_encoder_like_that_of_ridge(tmp_path):
         for name, e in (("probe", probe), ("ridge", ridge))
     }  # fmt: skip
     assert r["ridge"] > 0.5 and r["probe"] > r["ridge"] - 0.15, r
+
+
+def test_the_command_fits_one_half_of_the_images(subject, tmp_path):
+    _, stimuli, _, responses, _ = subject
+    write(responses, tmp_path / "s.zarr", "responses")
+    words = ["probe", "small-clip", "--stimuli", str(tmp_path / "x"), "--n-epochs", "1",
+             "--responses", str(tmp_path / "s.zarr"), "--device", "cpu", "--seed", "3"]  # fmt: skip
+    made = {}
+    for half in (1, 2):
+        out = tmp_path / f"{half}.zarr"
+        assert main([*words, "--half", str(half), "--out", str(out)]) == 0
+        made[half] = read(out, "encoder").load()
+    inside = halves(np.array(stimuli.sha256[:120]), 3)
+    for half, encoder in made.items():
+        assert encoder.attrs["n_stimuli"] == (inside == half).sum() < 120
+        assert json.loads(encoder.attrs["config"])["half"] == half
+    again = fit_probe("small-clip", stimuli, responses.isel(presentation=inside == 1), n_epochs=1,
+                      seed=3, device="cpu", progress=False)  # fmt: skip
+    assert np.array_equal(again["weights"].values, made[1]["weights"].values)
+    assert not np.array_equal(made[1]["weights"].values, made[2]["weights"].values)

@@ -261,6 +261,48 @@ def test_delays_and_joint_models_reach_the_command(tmp_path):
     assert all("--inner 5" in c or "--inner 2" in c for c in calls)
 
 
+def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
+    from brainalign.cli import _parser
+
+    run = Run(tmp_path)
+    config = json.loads(json.dumps(CONFIG))
+    del config["studies"]["haxby"], config["models"]["absent"], config["encoding"]["joint"]
+    config["models"] = {
+        "clip": {"name": "small-clip", "layers": ["output"], "pooling": "unit"},
+        "judge": {"name": "small-judge", "layers": ["output"], "pooling": "unit"},
+        "labels": {"name": "small-classifier", "layers": ["output"]},
+    }
+    config["studies"]["simulated"] |= {"models": ["clip", "judge"]}
+    config["studies"]["simulated"]["parameters"]["model"] = "clip"
+    config["synthesis"] = {
+        "study": "simulated", "model": "clip", "judge": "judge", "classifier": "labels",
+        "generator": {"name": "small-diffusion"}, "probe": {"n_epochs": 7},
+        "targets": {"FFA": {"roi": "FFA"}},
+    }  # fmt: skip
+    run.write(config)
+    text = run("-n", "-p")
+    commands = [x.partition("brainalign ")[2].partition(" 2> ")[0] for x in text.splitlines()]
+    folder = "results/small/encoding-halves/simulated/sim1"
+    args = {
+        words[0]: _parser().parse_args(words)
+        for words in map(shlex.split, commands)
+        if words and words[0] in ("dive", "judge")
+    }
+    halves = {
+        str(a.out): a
+        for a in (_parser().parse_args(shlex.split(c)) for c in commands if c.startswith("probe "))
+    }
+    assert set(halves) == {f"{folder}/clip/1.zarr", f"{folder}/judge/2.zarr"}
+    guide = halves[f"{folder}/clip/1.zarr"]
+    assert (guide.model, guide.layer, guide.pooling, guide.half) == (
+        "small-clip", "output", "unit", 1,
+    )  # fmt: skip
+    assert (guide.n_epochs, guide.batch_size, guide.weight_decay, guide.seed) == (7, 64, 0.02, 1)
+    assert guide.invalid == "exclude"
+    assert str(args["dive"].encoded[0]) in halves and str(args["judge"].encoded) in halves
+    assert "encode_half" not in jobs(text) and jobs(text)["encode"] == 2
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> str:
     """The plan of the Natural Scenes Dataset, on a machine that has none of it."""

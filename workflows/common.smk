@@ -26,6 +26,7 @@ DEFAULT_RESOURCES = {
     "simulate": {"mem_mb": 8000, "runtime": 60, "threads": 1, "disk_mb": 2000},
     "features": {"mem_mb": 16000, "runtime": 480, "threads": 4, "disk_mb": 2000},
     "encode": {"mem_mb": 32000, "runtime": 480, "threads": 4, "disk_mb": 2000},
+    "probe": {"mem_mb": 16000, "runtime": 1440, "threads": 4, "gpu": 1, "disk_mb": 500},
     "gather": {"mem_mb": 16000, "runtime": 60, "threads": 1, "disk_mb": 2000},
     "evaluate": {"mem_mb": 8000, "runtime": 120, "threads": 1, "disk_mb": 500},
     "report": {"mem_mb": 4000, "runtime": 30, "threads": 1, "disk_mb": 1000},

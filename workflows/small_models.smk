@@ -1,5 +1,6 @@
-# The small models that stand in for large ones where there is no network: `snakemake small_models` trains again what is shipped.
-# Each trainer goes on from its checkpoint after an interruption.
+# The small models that stand in for large ones where there is no network: `snakemake small_models` trains all of them from nothing, to
+# models of the kind that is shipped. The shipped small_clip and small_diffusion were trained on from earlier weights (--start), as
+# their cards say, so theirs are not these weights. Each trainer goes on from its checkpoint after an interruption.
 
 SMALL = OUT + "/small_models"
 SMALL_DEVICE = "cpu" if config["features"]["device"] == "auto" else config["features"]["device"]

@@ -2,30 +2,66 @@
 # with the best natural images.
 
 
-rule encode_half:
-    input:
-        **encode_inputs(),
-    output:
-        encoded=directory(OUT + "/encoding-halves/{study}/{subject}/{model}/{half}"),
-    log:
-        OUT + "/logs/encode_half/{study}-{subject}-{model}-{half}.log",
-    benchmark:
-        OUT + "/benchmarks/encode_half/{study}-{subject}-{model}-{half}.tsv"
-    params:
-        folder=lambda w: stimuli_folder(w.study),
-        options=lambda w: encode_options(w, half=int(w.half), permutations=0, predictions=False),
-    threads: resource("encode", "threads")
-    resources:
-        **needs("encode"),
-    shell:
-        "brainalign encode --features {input.features} --stimuli {params.folder}"
-        " --responses {input.data}/responses/{wildcards.subject}.zarr"
-        " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
-        " --device {ENCODE_DEVICE} 2> {log}"
+# What fits the halves: the encoding model of `encode`, or with `synthesis.probe` one encoder, fitted by AdamW on augmented images.
+HALF = OUT + "/encoding-halves/{study}/{subject}/{model}/{half}" + (".zarr" if "probe" in SYNTHESIS else "")
+
+if "probe" in SYNTHESIS:
+
+    rule probe_half:
+        input:
+            data=OUT + "/studies/{study}/data",
+            stimuli=lambda w: stimuli_source(w.study),
+            card=OUT + "/models/{model}.json",
+        output:
+            encoded=directory(HALF),
+        log:
+            OUT + "/logs/probe_half/{study}-{subject}-{model}-{half}.log",
+        benchmark:
+            OUT + "/benchmarks/probe_half/{study}-{subject}-{model}-{half}.tsv"
+        params:
+            model=lambda w: model_options(w.model),
+            folder=lambda w: stimuli_folder(w.study),
+            options=lambda w: options(
+                layer=MODELS[w.model]["layers"][0],
+                pooling=MODELS[w.model]["pooling"],
+                half=int(w.half),
+                invalid=config["encoding"]["invalid"],
+                **SYNTHESIS["probe"],
+            ),
+        threads: resource("probe", "threads")
+        resources:
+            **needs("probe"),
+        shell:
+            "brainalign probe {params.model} --stimuli {params.folder}"
+            " --responses {input.data}/responses/{wildcards.subject}.zarr"
+            " --out {output.encoded} {params.options} --device {config[features][device]} 2> {log}"
+
+else:
+
+    rule encode_half:
+        input:
+            **encode_inputs(),
+        output:
+            encoded=directory(HALF),
+        log:
+            OUT + "/logs/encode_half/{study}-{subject}-{model}-{half}.log",
+        benchmark:
+            OUT + "/benchmarks/encode_half/{study}-{subject}-{model}-{half}.tsv"
+        params:
+            folder=lambda w: stimuli_folder(w.study),
+            options=lambda w: encode_options(w, half=int(w.half), permutations=0, predictions=False),
+        threads: resource("encode", "threads")
+        resources:
+            **needs("encode"),
+        shell:
+            "brainalign encode --features {input.features} --stimuli {params.folder}"
+            " --responses {input.data}/responses/{wildcards.subject}.zarr"
+            " --out {output.encoded} {params.options} --memory-mb {resources.mem_mb}"
+            " --device {ENCODE_DEVICE} 2> {log}"
 
 
 def half_encoded(role, half):
-    return lambda w: f"{OUT}/encoding-halves/{SYNTHESIS['study']}/{w.subject}/{SYNTHESIS[role]}/{half}"
+    return lambda w: HALF.format(study=SYNTHESIS["study"], subject=w.subject, model=SYNTHESIS[role], half=half)
 
 
 def target_options(target):

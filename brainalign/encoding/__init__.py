@@ -12,6 +12,7 @@ from brainalign.encoding.encode import encode
 from brainalign.encoding.gather import gather, gather_folders
 from brainalign.encoding.model import fit_encoder, predict, sources_of
 from brainalign.encoding.partition import partition_variance
+from brainalign.encoding.probe import AdamWProbe, fit_probe
 from brainalign.encoding.result import EncodingResult, deviations, read_result, write_result
 from brainalign.encoding.rois import roi_members
 from brainalign.encoding.selection import (
@@ -23,6 +24,7 @@ from brainalign.encoding.selection import (
 from brainalign.encoding.spaces import joint_features
 
 __all__ = [
+    "AdamWProbe",
     "Aligned",
     "EncodingResult",
     "align",
@@ -32,6 +34,7 @@ __all__ = [
     "deviations",
     "encode",
     "fit_encoder",
+    "fit_probe",
     "gather",
     "gather_folders",
     "joint_features",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,44 +30,58 @@ __all__ = ["AdamWProbe", "augment", "fit_probe"]
 
 def augment(
     images: Tensor,
+    normalise: Callable[[Tensor], Tensor],
     generator: torch.Generator,
     *,
     brightness: float = 0.05,
     shift: int = 4,
     noise: float = 0.05,
 ) -> Tensor:
-    r"""Vary images as a subject's eyes and screen do.
+    r"""Vary images as a subject's eyes and screen do, at the size and in the units of a model.
 
-    .. math:: I' = u \, I_{x + \delta} + \eta, \qquad u \sim U(1 - b, 1 + b), \quad
+    .. math:: I' = P(u \, I)_{x + \delta} + \eta, \qquad u \sim U(1 - b, 1 + b), \quad
               \delta \sim U\{-s, \dots, s\}^2, \quad \eta \sim N(0, \sigma^2)
 
-    with borders replicated; one u and one :math:`\delta` an image, one :math:`\eta` a pixel.
+    P normalises; borders are replicated. There is one u and one :math:`\delta` an image and one
+    :math:`\eta` a pixel and channel.
 
     Parameters
     ----------
     images : tensor, shape (image, channel, row, column)
-        In [0, 1]; what comes back is not clipped.
+        At the model's input size, in [0, 1].
+    normalise : callable
+        P, such as `brainalign.features.differentiable.Preprocess.normalise`.
     generator : torch.Generator
         On the CPU.
     brightness : float
-        b.
+        b, of the image before it is normalised.
     shift : int
-        s, in pixels.
+        s, in pixels of the model's input.
     noise : float
-        :math:`\sigma`, in the range of a pixel.
+        :math:`\sigma`, in units of the normalised image: with the normalisation of CLIP, 0.05 are
+        0.013 of the range of a pixel.
+
+    Returns
+    -------
+    tensor, shape (image, channel, row, column)
+        Normalised.
+
+    References
+    ----------
+    Luo et al. (2023), BrainDiVE, NeurIPS; order, units and numbers are those of the authors' code.
     """
     n, _, rows, columns = images.shape
     factor = 1 + brightness * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
     moved = torch.randint(-shift, shift + 1, (n, 2), generator=generator)
-    wide = functional.pad(images, (shift,) * 4, mode="replicate")
+    seen = normalise(images * factor.to(images))
+    wide = functional.pad(seen, (shift,) * 4, mode="replicate")
     out = torch.stack(
         [
             wide[i, :, shift + y : shift + y + rows, shift + x : shift + x + columns]
             for i, (y, x) in enumerate(moved.tolist())
         ]
     )
-    drawn = torch.randn(out.shape, generator=generator)
-    return out * factor.to(out.device, out.dtype) + noise * drawn.to(out.device, out.dtype)
+    return out + noise * torch.randn(out.shape, generator=generator).to(out)
 
 
 class AdamWProbe(RegressorMixin, BaseEstimator):
@@ -76,7 +90,8 @@ class AdamWProbe(RegressorMixin, BaseEstimator):
     .. math:: \min_{W, b} \frac{1}{n V} \sum_{i, v} (y_{iv} - W_v^\top \phi(a(I_i)) - b_v)^2
 
     with decoupled weight decay :math:`\lambda`, the learning rate :math:`\eta_e = \eta_0 \,
-    (1/2)^{e / E}` in epoch e of E, and an image augmented anew (a) each time it is seen.
+    (1/2)^{e / E}` in epoch e = 1, ..., E, and an image resized for the model and augmented anew (a)
+    each time it is seen.
 
     Parameters
     ----------
@@ -112,7 +127,7 @@ class AdamWProbe(RegressorMixin, BaseEstimator):
     References
     ----------
     Luo et al. (2023), Brain Diffusion for Visual Exploration (BrainDiVE), NeurIPS: 100 epochs of
-    learning rate 3e-4 to 1.5e-4, weight decay 2e-2, batches of 64.
+    learning rate 3e-4 to 1.5e-4, weight decay 2e-2, batches of 64; see `augment` for the images.
     """
 
     def __init__(
@@ -160,9 +175,9 @@ class AdamWProbe(RegressorMixin, BaseEstimator):
         if not bool(target.isfinite().all()):
             raise SchemaError("A response is not finite.", "Leave its neuroid or image out.")
         device = resolve_device(self.device)
-        features = self._features(device)
         generator = torch.Generator().manual_seed(self.seed)
-        width = features(self._rows(X, np.arange(1)).to(device)).shape[1]
+        features = self._features(device, generator)
+        width = self._features(device)(self._rows(X, np.arange(1)).to(device)).shape[1]
         linear = nn.Linear(width, target.shape[1])
         # Small beside what the responses vary by; drawn from our own generator.
         linear.weight.data = torch.randn(linear.weight.shape, generator=generator) * 1e-3
@@ -175,14 +190,10 @@ class AdamWProbe(RegressorMixin, BaseEstimator):
         hide = None if self.progress is None else not self.progress
         for epoch in tqdm(range(self.n_epochs), desc="probe", unit="epoch", disable=hide):
             for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate * 0.5 ** (epoch / self.n_epochs)
+                group["lr"] = self.learning_rate * 0.5 ** ((epoch + 1) / self.n_epochs)
             total = 0.0
             for rows in self._batches(len(target), generator):
-                x = self._rows(X, rows)
-                if self.model is not None:
-                    x = augment(x, generator, brightness=self.brightness, shift=self.shift,
-                                noise=self.noise)  # fmt: skip
-                found = linear(features(x.to(device)))
+                found = linear(features(self._rows(X, rows).to(device)))
                 loss = functional.mse_loss(found, target[torch.from_numpy(rows)].to(device))
                 optimiser.zero_grad()
                 loss.backward()
@@ -206,14 +217,22 @@ class AdamWProbe(RegressorMixin, BaseEstimator):
         whole = np.concatenate(out)
         return whole[:, 0] if self._one else whole
 
-    def _features(self, device: torch.device) -> Any:
+    def _features(
+        self, device: torch.device, generator: torch.Generator | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what computes features; with a generator, of images that it augments."""
         if self.model is None:
             return lambda x: x
         module = ImageFeatures(self.model.to(device), [(self.layer, self.pooling)])
+        change: dict[str, Any] = {k: getattr(self, k) for k in ("brightness", "shift", "noise")}
 
+        @torch.no_grad()
         def run(images: Tensor) -> Tensor:
-            with torch.no_grad():
+            preprocess = module.preprocess
+            if generator is None:
                 return module(images)[0]
+            resized = preprocess.resize(images)
+            return module.of_inputs(augment(resized, preprocess.normalise, generator, **change))[0]
 
         return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,8 +22,29 @@ _INTERPOLATIONS = ("bilinear", "bicubic")
 _PIXEL_TOLERANCE = 0.02
 
 
+@lru_cache(maxsize=16)
+# The matrix is kept for later calls, which may need a gradient.
+@torch.inference_mode(False)
+def _resizing(
+    n_in: int, n_out: int, interpolation: str, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the matrix that resizes one axis: torch's filter, applied to every unit vector."""
+    # Torch works out half precision in float32, and rounds the filter's positions to its type.
+    unit = torch.eye(n_in, dtype=torch.promote_types(dtype, torch.float32))[None, None]
+    matrix = functional.interpolate(
+        unit, (n_out, n_in), mode=interpolation, align_corners=False, antialias=True
+    )
+    return matrix[0, 0].to(device, dtype)
+
+
 class Preprocess(nn.Module):
-    """Images in [0, 1] to what a model takes: resized with antialiasing, cropped, normalised.
+    r"""Images in [0, 1] to what a model takes: resized with antialiasing, cropped, normalised.
+
+    .. math:: P(I) = (R \, I \, C^\top - \mu) / \sigma
+
+    where the matrices R and C hold the interpolation's filter for the rows and for the columns
+    inside the crop (bicubic values are clipped to [0, 1]). Unlike those of
+    ``torch.nn.functional.interpolate`` on a GPU, their gradient is summed in a fixed order.
 
     Parameters
     ----------
@@ -68,22 +90,32 @@ class Preprocess(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the model takes, for images (image, 3, row, column) in [0, 1]."""
+        return self.normalise(self.resize(images))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Return images (image, 3, row, column) at the model's size, in the same range."""
         rows, columns = images.shape[-2:]
         if self.squash:
             size = (self.side[0], self.side[1])
         else:
             factor = max(self.side[0] / rows, self.side[1] / columns)
             size = (round(rows * factor), round(columns * factor))
-        if size != (rows, columns):
-            images = functional.interpolate(
-                images, size, mode=self.interpolation, align_corners=False, antialias=True
-            )
-            if self.interpolation == "bicubic":
-                images = images.clamp(0, 1)
-        top, left = (round((n - m) / 2) for n, m in zip(size, self.size, strict=True))
-        images = images[..., top : top + self.size[0], left : left + self.size[1]]
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return (images - mean) / std
+        inside = [
+            slice(start := round((n - m) / 2), start + m)
+            for n, m in zip(size, self.size, strict=True)
+        ]
+        if size == (rows, columns):
+            return images[..., inside[0], inside[1]]
+        left, right = (
+            _resizing(n, m, self.interpolation, images.dtype, images.device)[keep]
+            for n, m, keep in zip((rows, columns), size, inside, strict=True)
+        )
+        resized = left @ (images @ right.mT)
+        return resized.clamp(0, 1) if self.interpolation == "bicubic" else resized
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images of the model's size as the model takes them."""
+        return (images - self.get_buffer("mean")) / self.get_buffer("std")
 
     def _check(self, model: Model) -> None:
         """Compare with the model's own transform on a smooth image of the model's size."""
@@ -149,6 +181,10 @@ class ImageFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return one array a layer, as `extract` shapes it, for images (image, 3, row, column)."""
+        return self.of_inputs(self.preprocess(images))
+
+    def of_inputs(self, inputs: Tensor) -> list[Tensor]:
+        """Return the same for what the model takes: images that are preprocessed already."""
         found: dict[tuple[str, Pooling], Tensor] = {}
         names = list(dict.fromkeys(layer for layer, _ in self.layers))
 
@@ -160,7 +196,7 @@ class ImageFeatures(nn.Module):
                     found[layer, pooling] = pooled(output, known, pooling).clone()
 
         with hooked(self.module, names, receive):
-            output = tensor_of(self.model.forward(self.preprocess(images)))
+            output = tensor_of(self.model.forward(inputs))
         if OUTPUT in names and output is not None and not any(k[0] == OUTPUT for k in found):
             receive(OUTPUT, output)
         return [found[key] for key in self.layers]
