@@ -436,7 +436,7 @@ def judge(
         and ``natural_activation`` (natural), ``image_set``, ``image_id``, ``image_activation`` and
         ``image_label`` (image).
     """
-    target = Target(roi, against, cluster, n_clusters, tuple(neuroids), seed)
+    target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     parts = read_encoder(encoder)
     if cluster is None:
         weights = target.weights([parts])

@@ -11,6 +11,7 @@ from scipy import stats
 from brainalign.data.section import read_section, write_section
 from brainalign.data.stimuli import write_stimuli
 from brainalign.data.store import read, write
+from brainalign.encoding import spherical_kmeans
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.features import load_model
 from brainalign.synthesis import ascend_pixels, judge
@@ -184,3 +185,27 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
         "sub-01, A, pixel ascent: above the best 1 % of natural images",
         "sub-01, A, pixel ascent: labelled red",
     }
+
+
+def test_a_cluster_is_judged_on_the_neuroids_that_it_was_made_for(
+    tmp_path, model, stimuli, colours
+):
+    # Directions at random have many divisions that are nearly as good: a search finds one by luck.
+    many = tiny.encoder(model, stimuli, n=150)
+    inside = many["roi"].values == "A"
+    w = many["weights"].values[inside] / many["feature_scale"].values
+    assert (spherical_kmeans(w, 4, seed=3)[0] != spherical_kmeans(w, 4)[0]).any()
+    write(many, tmp_path / "many.zarr", "encoder")
+    options = {"roi": "A", "cluster": 1, "n_clusters": 4}
+    made = ascend_pixels(
+        tmp_path / "many.zarr", out=tmp_path / "made", size=64, n_images=2, keep=1, steps=1,
+        seed=3, device="cpu", **options,
+    )  # fmt: skip
+    judged = judge(
+        {"pixel ascent": tmp_path / "made"}, stimuli.folder, encoder=tmp_path / "many.zarr",
+        guiding=tmp_path / "many.zarr", labeller=colours, labels=["red", "green", "blue"],
+        out=tmp_path / "judged.nc", top=(5,), n_bootstrap=10, seed=3, device="cpu", **options,
+    )  # fmt: skip
+    assert np.allclose(
+        sorted(judged["image_activation"].values), sorted(made.index["predicted_guiding"].values)
+    )
