@@ -242,7 +242,7 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
         raise ConfigError(
             f"{method}.study is {block['study']!r}, which is optional.", "Remove optional: true."
         )
-    for role in ("model", "judge"):
+    for role in ("model", "ranker", "judge"):
         name = block.get(role)
         _known(name, config["models"], f"{method}.{role}", "models")
         if name is not None and name not in study["models"]:
@@ -260,7 +260,14 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
 
 def _check_synthesis(config: dict[str, Any]) -> None:
     block = config["synthesis"]
-    block.setdefault("judge", block["model"])
+    block.setdefault("ranker", block["model"])
+    for role, does in (("model", "guides"), ("ranker", "ranks")):
+        if block["judge"] == block[role]:
+            raise ConfigError(
+                f"synthesis.judge is {block['judge']!r}, which {does}: the activation of images "
+                "would be measured by what chose them.",
+                "Name a model of another architecture.",
+            )
     _known(block.get("classifier"), config["models"], "synthesis.classifier", "models")
     if block.get("classifier") == block["model"]:
         raise ConfigError(

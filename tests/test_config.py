@@ -126,9 +126,11 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     ordered = copy.deepcopy(ENCODED)
     ordered["synthesis"]["labels"] = ["face", "body", "place"]
     assert validate_config(ordered)["synthesis"]["labels"] == ["face", "body", "place"]
+    assert config["synthesis"]["ranker"] == "clip"
     alone = copy.deepcopy(ENCODED)
     del alone["synthesis"]["judge"]
-    assert validate_config(alone)["synthesis"]["judge"] == "clip"
+    with pytest.raises(ConfigError, match="'judge' is missing at synthesis"):
+        validate_config(alone)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,8 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "study"), "rsa", "has no encoding models of images"),
         (("synthesis", "model"), "clp", "Did you mean 'clip'"),
         (("synthesis", "judge"), "labels", "not among the models of the study 'nsd'"),
+        (("synthesis", "judge"), "clip", "which guides: the activation of images"),
+        (("synthesis", "ranker"), "other", "which ranks: the activation"),
         (("synthesis", "classifier"), "clip", "which guides"),
         (("synthesis", "classifier"), "label", "Did you mean 'labels'"),
         (("synthesis", "subjects"), ["subj03"], "A subject of synthesis is 'subj03'"),

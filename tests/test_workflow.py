@@ -261,27 +261,53 @@ def test_delays_and_joint_models_reach_the_command(tmp_path):
     assert all("--inner 5" in c or "--inner 2" in c for c in calls)
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory) -> str:
-    """The plan of the Natural Scenes Dataset, on a machine that has none of it."""
+def plan(name: str, folder: Path) -> str:
+    """Return the plan of a configuration, on a machine that has none of its data."""
     environment = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"}
     root = workflow_root()
     finished = subprocess.run(
         [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
-         "--configfile", str(root / "configs" / "nsd.yaml")],
-        cwd=tmp_path_factory.mktemp("nsd"), env=environment, capture_output=True, text=True,
+         "--configfile", str(root / "configs" / f"{name}.yaml")],
+        cwd=folder, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     text = finished.stdout + finished.stderr
     assert finished.returncode == 0, text[-6000:]
     return text
 
 
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> str:
+    """The plan of the Natural Scenes Dataset."""
+    return plan("nsd", tmp_path_factory.mktemp("nsd"))
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory) -> str:
+    """The plan of pictures and words for a simulated cortex."""
+    return plan("pictures_and_words", tmp_path_factory.mktemp("pictures"))
+
+
+def commands(text: str, name: str) -> list[list[str]]:
+    """Return the words of every planned call of a command."""
+    start = f"Shell command: brainalign {name} "
+    return [
+        shlex.split(line.removeprefix("Shell command: ").partition(" 2> ")[0])
+        for line in text.splitlines()
+        if line.startswith(start)
+    ]
+
+
+def panels(text: str) -> dict[str, dict]:
+    [words] = commands(text, "dive-section")
+    return json.loads(words[words.index("--panels") + 1])
+
+
 def test_the_real_study_is_planned_whole(planned):
     counts = jobs(planned)
     # Eight subjects; twelve targets, of which two are clusters of one region.
     assert counts["dive"] == counts["ascend"] == counts["judge"] == 8 * 12
-    # Two models, of which one guides by one half and the other judges by the other half.
-    assert counts["encode"] == counts["encode_half"] == 8 * 2
+    # Two models; of the one, a half guides and the other half ranks, of the other a half judges.
+    assert counts["encode"] == 8 * 2 and counts["encode_half"] == 8 * 3
     assert counts["caption"] == 8
     assert counts["synthesis_section"] == counts["captioning_section"] == counts["report"] == 1
 
@@ -302,27 +328,40 @@ def test_every_job_of_the_real_study_states_what_it_needs(planned):
         assert int(resources["gpu"]) == wants_gpu, rule
 
 
-def test_what_guides_and_what_judges_is_fitted_to_different_halves(planned):
+def test_what_guides_ranks_and_judges_are_three_encoders(planned):
     folder = "results/nsd/encoding-halves/nsd/subj03"
-    guide, judge = f"{folder}/clip_b16/1", f"{folder}/clip_b32/2"
+    guide, rank, judge = (f"{folder}/{k}" for k in ("clip_b16/1", "clip_b16/2", "clip_b32/2"))
     commands = [line for line in planned.splitlines() if line.startswith("Shell command: ")]
     [dive] = [c for c in commands if "brainalign dive" in c and "images/subj03/FFA " in c]
-    assert f"--encoded {guide} --rerank {judge} " in dive
+    assert f"--encoded {guide} --rerank {rank} " in dive
     [judged] = [c for c in commands if "brainalign judge" in c and "judged/subj03/FFA.nc " in c]
     assert f"--guide {guide} --encoded {judge} " in judged
-    [half] = [c for c in commands if f"--out {judge} " in c]
-    assert "--half 2" in half and "--test seen_by_all" in half
+    for encoder in (rank, judge):
+        [half] = [c for c in commands if f"--out {encoder} " in c]
+        assert "--half 2" in half and "--test seen_by_all" in half
 
 
-def test_every_command_of_the_real_study_is_understood(planned):
+def test_regions_are_shown_with_what_captions_say_of_them(planned, pictured):
+    # The model that is put into words need not be the one that guides.
+    shown = panels(planned)
+    assert len(shown) == 8 * 12
+    assert all(
+        p["captions"] == f"results/nsd/captioning/captions/{name.split(', ')[0]}.zarr"
+        for name, p in shown.items()
+    )
+    assert {p["captions"] for p in panels(pictured).values()} == {
+        "results/pictures_and_words/captioning/captions/sim1.zarr"
+    }
+
+
+def test_every_command_of_the_real_study_is_understood(planned, pictured):
     from brainalign.cli import _parser
 
-    seen = set()
-    for line in planned.splitlines():
+    parser, seen = _parser(), set()
+    for line in (planned + pictured).splitlines():
         if line.startswith("Shell command: brainalign "):
             words = shlex.split(line.removeprefix("Shell command: ").partition(" 2> ")[0])
-            args = _parser().parse_args(words[1:])
-            seen.add(args.command)
+            seen.add(parser.parse_args(words[1:]).command)
     assert seen >= {"fetch", "responses", "features", "encode", "dive", "ascend", "judge",
                     "dive-section", "caption", "caption-section", "report"}  # fmt: skip
 

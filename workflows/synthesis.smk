@@ -1,5 +1,5 @@
-# Images that a region would prefer: guided by an encoder of one half of the images, judged by one of the other half, in comparison
-# with the best natural images.
+# Images that a region would prefer: guided by an encoder of one half of the images, ranked by one of the other half, and judged, in
+# comparison with the best natural images, by an encoder that neither guided nor ranked.
 
 
 rule encode_half:
@@ -42,7 +42,7 @@ def model_options_of(*roles):
 rule dive:
     input:
         guide=half_encoded("model", 1),
-        judge=half_encoded("judge", 2),
+        rank=half_encoded("ranker", 2),
     output:
         images=directory(OUT + "/synthesis/images/{subject}/{target}"),
     log:
@@ -56,14 +56,14 @@ rule dive:
             **{k: SYNTHESIS["generator"].get(k) for k in ("scheduler", "steps", "size", "precision")},
             guidance=SYNTHESIS["guidance"],
             **{k: SYNTHESIS.get(k) for k in ("interpolation", "n_images", "keep")},
-            models=model_options_of("model", "judge"),
+            models=model_options_of("model", "ranker"),
             seed=config["seed"],
         ),
     threads: resource("dive", "threads")
     resources:
         **needs("dive"),
     shell:
-        "brainalign dive --encoded {input.guide} --rerank {input.judge} --out {output.images}"
+        "brainalign dive --encoded {input.guide} --rerank {input.rank} --out {output.images}"
         " {params.options}"
         # How many at once and where: in no params, so that a change makes no image again.
         " --batch-size {config[synthesis][batch_size]} --device {config[features][device]} 2> {log}"
@@ -72,7 +72,7 @@ rule dive:
 rule ascend:
     input:
         guide=half_encoded("model", 1),
-        judge=half_encoded("judge", 2),
+        rank=half_encoded("ranker", 2),
     output:
         images=directory(OUT + "/synthesis/ascent/{subject}/{target}"),
     log:
@@ -84,14 +84,14 @@ rule ascend:
             **target_options(w.target),
             **SYNTHESIS["ascent"],
             **{k: SYNTHESIS.get(k) for k in ("interpolation", "keep")},
-            models=model_options_of("model", "judge"),
+            models=model_options_of("model", "ranker"),
             seed=config["seed"],
         ),
     threads: resource("ascend", "threads")
     resources:
         **needs("ascend"),
     shell:
-        "brainalign ascend --encoded {input.guide} --rerank {input.judge} --out {output.images}"
+        "brainalign ascend --encoded {input.guide} --rerank {input.rank} --out {output.images}"
         " {params.options} --device {config[features][device]} 2> {log}"
 
 
@@ -165,9 +165,8 @@ rule judge:
 
 
 def captioned(subject):
-    """Captions of the same encoder's voxels, where the configuration has them."""
-    same = all(CAPTIONING.get(k) == SYNTHESIS[k] for k in ("study", "model"))
-    if same and subject in CAPTIONING["subjects"]:
+    """Captions of the same subject's voxels, whatever model they are of, where the configuration has them."""
+    if CAPTIONING.get("study") == SYNTHESIS["study"] and subject in CAPTIONING["subjects"]:
         return f"{OUT}/captioning/captions/{subject}.zarr"
     return ""
 

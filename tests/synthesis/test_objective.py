@@ -98,9 +98,7 @@ def test_a_planted_cluster_is_found(encoder):
     one, two = np.linalg.qr(rng.standard_normal((encoder.sizes["feature"], 2)))[0].T
     inside = np.flatnonzero(encoder["roi"].values == "A")
     planted["weights"][inside] = (
-        rng.uniform(1, 9, (4, 1))
-        * np.stack([one, two, one, one])
-        * planted["feature_scale"].values
+        rng.uniform(1, 9, (4, 1)) * np.stack([one, two, one, one]) * planted["feature_scale"].values
     )
     large, small = (Target("A", cluster=k, n_clusters=2).weights([planted])[0] for k in (0, 1))
     assert large[inside] == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
