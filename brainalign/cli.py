@@ -406,7 +406,7 @@ def _judge(args: argparse.Namespace) -> int:
 def _dive_section(args: argparse.Namespace) -> int:
     from brainalign.captioning import region_nouns
     from brainalign.data.section import write_section
-    from brainalign.data.store import provenance
+    from brainalign.data.store import provenance, read
     from brainalign.synthesis.sections import section_from_folders
 
     section = section_from_folders(
@@ -416,7 +416,7 @@ def _dive_section(args: argparse.Namespace) -> int:
         cluster_of={n: p["cluster_of"] for n, p in args.panels.items() if "cluster_of" in p},
         expected={n: p["expected"] for n, p in args.panels.items() if "expected" in p},
         words={
-            n: region_nouns(p["captions"], p["roi"])
+            n: region_nouns(p["captions"], read(p["judged"])["neuroid_id"].values.tolist())
             for n, p in args.panels.items()
             if "captions" in p
         },
@@ -1203,7 +1203,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command("dive-section", _dive_section, "turn judged images into a section of the report")
     p.add_argument(
         "--panels", type=json.loads, required=True,
-        help="judged, generated, cluster_of, expected, captions and roi of each, as JSON",
+        help="judged, generated, cluster_of, expected and captions of each, as JSON",
     )  # fmt: skip
     p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
     p.add_argument("--out", type=Path, required=True)

@@ -349,6 +349,9 @@ def test_regions_are_shown_with_what_captions_say_of_them(planned, pictured):
         p["captions"] == f"results/nsd/captioning/captions/{name.split(', ')[0]}.zarr"
         for name, p in shown.items()
     )
+    clusters = [n for n in shown if n.startswith("subj01, ") and "cluster" in n]
+    assert clusters == [f"subj01, OPA, cluster {k} of 2" for k in (1, 2)]
+    assert {shown[n]["cluster_of"] for n in clusters} == {"subj01, OPA"}
     assert {p["captions"] for p in panels(pictured).values()} == {
         "results/pictures_and_words/captioning/captions/sim1.zarr"
     }

@@ -174,19 +174,22 @@ def captioned(subject):
 def panels():
     """What the section shows of each target."""
     found = {}
+    whole = {what["roi"]: name for name, what in TARGETS.items() if {"roi"} <= set(what) <= {"roi", "prefers"}}
     for subject in SYNTHESIS.get("subjects", []):
         for target, what in TARGETS.items():
+            name = f"{subject}, {target}"
             panel = {
                 "judged": f"{OUT}/synthesis/judged/{subject}/{target}.nc",
                 "generated": image_sets(subject, target),
             }
             if "cluster" in what:
-                panel["cluster_of"] = f"{subject}, {what['roi']}"
+                panel["cluster_of"] = f"{subject}, {whole.get(what['roi'], what['roi'])}"
+                name = f"{panel['cluster_of']}, cluster {what['cluster'] + 1} of {what['n_clusters']}"
             if "prefers" in what:
                 panel["expected"] = what["prefers"]
-            if "roi" in what and captioned(subject):
-                panel |= {"captions": captioned(subject), "roi": what["roi"]}
-            found[f"{subject}, {target}"] = panel
+            if captioned(subject):
+                panel["captions"] = captioned(subject)
+            found[name] = panel
     return found
 
 

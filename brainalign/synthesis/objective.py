@@ -34,6 +34,7 @@ __all__ = [
     "parts_of",
     "read_encoder",
     "same_neuroids",
+    "wanted_neuroids",
 ]
 
 #: An encoder, or its parts with neuroids of their own (one a layer).
@@ -233,6 +234,20 @@ def _named(parts: Sequence[xr.Dataset], ids: Sequence[str]) -> list[NDArray[np.b
 
 def _mean(masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float64]]:
     return [m / sum(int(k.sum()) for k in masks) for m in masks]
+
+
+def wanted_neuroids(encoder: Encoder, weights: Sequence[NDArray[np.float64]]) -> list[str]:
+    """Return the ids of the neuroids whose responses are to be high: those of positive weight.
+
+    Parameters
+    ----------
+    encoder : Dataset or sequence of Dataset
+        One encoder, or its parts.
+    weights : sequence of ndarray, shape (n_neuroids,)
+        Of each part, see `Target.weights`.
+    """
+    names = [e["neuroid_id"].values.astype(str) for e in parts_of(encoder)]
+    return [n for ids, w in zip(names, weights, strict=True) for n in ids[w > 0].tolist()]
 
 
 def same_neuroids(

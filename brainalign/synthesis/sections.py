@@ -91,7 +91,7 @@ def dive_section(
     Parameters
     ----------
     panels : sequence of Panel
-        In the order to show.
+        In the order to show; those of clusters follow that of their region.
     natural : StimulusSet
         The natural stimuli of all panels.
     expected : mapping of str to str, optional
@@ -104,6 +104,7 @@ def dive_section(
     """
     if not panels:
         raise ConfigError("There are no images to show.", "Run `brainalign dive` first.")
+    panels = _grouped(panels)
     figures: list[Figure] = []
     summary: list[Estimate] = []
     for i, panel in enumerate(panels):
@@ -127,6 +128,14 @@ def dive_section(
         facts=facts,
         order=40,
     )
+
+
+def _grouped(panels: Sequence[Panel]) -> list[Panel]:
+    """Return panels in their order, but those of one region's clusters together and after it."""
+    first: dict[str, int] = {}
+    for i, panel in enumerate(panels):
+        first.setdefault(panel.cluster_of or panel.name, i)
+    return sorted(panels, key=lambda p: (first[p.cluster_of or p.name], bool(p.cluster_of)))
 
 
 def _images(id: str, panel: Panel, natural: StimulusSet) -> Figure:
@@ -183,7 +192,8 @@ def _said(panel: Panel) -> str:
     if not panel.words:
         return ""
     named = ", ".join(f"{noun} ({100 * share:.0f} %)" for noun, share in panel.words.items())
-    return f" Captions of the region's voxels name: {named}."
+    whose = "cluster" if panel.cluster_of else "region"
+    return f" Captions of the {whose}'s voxels name: {named}."
 
 
 def _activations(id: str, panel: Panel) -> Figure:
