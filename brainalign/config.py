@@ -285,6 +285,12 @@ def _check_synthesis(config: dict[str, Any]) -> None:
             raise ConfigError(f"{where} has both against and clusters.", "Make two targets.")
         if "prefers" in target:
             _known(target["prefers"], block["labels"], f"{where}.prefers", "synthesis.labels")
+    if "words" in block and config.get("captioning", {}).get("study") != block["study"]:
+        raise ConfigError(
+            "synthesis.words makes images from captions, but captioning is not of the study "
+            f"{block['study']!r}.",
+            "Add captioning of that study, or remove synthesis.words.",
+        )
     expected = sum(t.get("clusters", 1) for t in block["targets"].values())
     if len(synthesis_targets(config)) != expected:
         raise ConfigError("Two targets of synthesis.targets have one name: a cluster is NAME_1.")

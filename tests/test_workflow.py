@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import shlex
@@ -306,6 +307,7 @@ def test_the_real_study_is_planned_whole(planned):
     counts = jobs(planned)
     # Eight subjects; twelve targets, of which two are clusters of one region.
     assert counts["dive"] == counts["ascend"] == counts["judge"] == 8 * 12
+    assert counts["dive_words"] == 8 * 12
     # Two models; of the one, a half guides and the other half ranks, of the other a half judges.
     assert counts["encode"] == 8 * 2 and counts["encode_half"] == 8 * 3
     assert counts["caption"] == 8
@@ -324,7 +326,8 @@ def test_every_job_of_the_real_study_states_what_it_needs(planned):
     for rule, resources in stated.items():
         for name in ("mem_mb", "runtime", "disk_mb"):
             assert int(resources[name]) > 0, f"{rule}: {name}"
-        wants_gpu = rule in ("features", "dive", "ascend", "label", "judge", "library", "caption")
+        wants_gpu = rule in ("features", "dive", "dive_words", "ascend", "label", "judge",
+                             "library", "caption")  # fmt: skip
         assert int(resources["gpu"]) == wants_gpu, rule
 
 
@@ -355,6 +358,26 @@ def test_regions_are_shown_with_what_captions_say_of_them(planned, pictured):
     assert {p["captions"] for p in panels(pictured).values()} == {
         "results/pictures_and_words/captioning/captions/sim1.zarr"
     }
+
+
+def test_images_from_captions_are_judged_beside_the_guided_ones(pictured):
+    folder = "results/pictures_and_words"
+    [words] = [c for c in commands(pictured, "dive") if f"{folder}/synthesis/words/sim1/FFA" in c]
+    given = dict(itertools.pairwise(words))
+    assert given["--captions"] == f"{folder}/captioning/captions/sim1.zarr"
+    guidance = json.loads(given["--guidance"])
+    assert (guidance["scale"], guidance["sag_scale"]) == (0, 0)
+    assert (given["--top-nouns"], given["--text-scale"], given["--roi"]) == ("5", "7.5", "FFA")
+    sets = {
+        "generated": f"{folder}/synthesis/images/sim1/FFA",
+        "pixel ascent": f"{folder}/synthesis/ascent/sim1/FFA",
+        "from captions": f"{folder}/synthesis/words/sim1/FFA",
+    }
+    assert panels(pictured)["sim1, FFA"]["generated"] == sets
+    [judged] = [
+        c for c in commands(pictured, "judge") if f"{folder}/synthesis/judged/sim1/FFA.nc" in c
+    ]
+    assert json.loads(judged[judged.index("--generated") + 1]) == sets
 
 
 def test_every_command_of_the_real_study_is_understood(planned, pictured):

@@ -95,9 +95,50 @@ rule ascend:
         " {params.options} --device {config[features][device]} 2> {log}"
 
 
+def captioned(subject):
+    """Captions of the same subject's voxels, whatever model they are of, where the configuration has them."""
+    if CAPTIONING.get("study") == SYNTHESIS["study"] and subject in CAPTIONING["subjects"]:
+        return f"{OUT}/captioning/captions/{subject}.zarr"
+    return ""
+
+
+rule dive_words:
+    input:
+        guide=half_encoded("model", 1),
+        rank=half_encoded("ranker", 2),
+        captions=lambda w: captioned(w.subject),
+    output:
+        images=directory(OUT + "/synthesis/words/{subject}/{target}"),
+    log:
+        OUT + "/logs/dive_words/{subject}-{target}.log",
+    benchmark:
+        OUT + "/benchmarks/dive_words/{subject}-{target}.tsv"
+    params:
+        options=lambda w: options(
+            pipeline=SYNTHESIS["generator"]["name"],
+            **target_options(w.target),
+            **{k: SYNTHESIS["generator"].get(k) for k in ("scheduler", "steps", "size", "precision")},
+            guidance={**SYNTHESIS["guidance"], "scale": 0, "sag_scale": 0},
+            top_nouns=SYNTHESIS["words"]["top"],
+            **{k: SYNTHESIS["words"][k] for k in ("text_scale", "n_images")},
+            **{k: SYNTHESIS.get(k) for k in ("interpolation", "keep")},
+            models=model_options_of("model", "ranker"),
+            seed=config["seed"],
+        ),
+    threads: resource("dive", "threads")
+    resources:
+        **needs("dive"),
+    shell:
+        "brainalign dive --encoded {input.guide} --rerank {input.rank} --captions {input.captions}"
+        " --out {output.images} {params.options}"
+        " --batch-size {config[synthesis][batch_size]} --device {config[features][device]} 2> {log}"
+
+
 def image_sets(subject, target):
     """Folders of generated images by the name of their set."""
     sets = {"generated": f"{OUT}/synthesis/images/{subject}/{target}"}
+    if "words" in SYNTHESIS and captioned(subject):
+        sets["from captions"] = f"{OUT}/synthesis/words/{subject}/{target}"
     if "ascent" in SYNTHESIS:
         sets["pixel ascent"] = f"{OUT}/synthesis/ascent/{subject}/{target}"
     return sets
@@ -162,13 +203,6 @@ rule judge:
         " --natural-labels {input.labels}"
         " --store {params.store} --out {output.judged} {params.options}"
         " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
-
-
-def captioned(subject):
-    """Captions of the same subject's voxels, whatever model they are of, where the configuration has them."""
-    if CAPTIONING.get("study") == SYNTHESIS["study"] and subject in CAPTIONING["subjects"]:
-        return f"{OUT}/captioning/captions/{subject}.zarr"
-    return ""
 
 
 def panels():
