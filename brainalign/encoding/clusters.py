@@ -82,8 +82,8 @@ def spherical_kmeans(
             best = found
     assert best is not None
     _, labels, centres = best
-    _, first, members = np.unique(labels, return_index=True, return_counts=True)
-    order = np.lexsort((first, -members))
+    _, earliest, members = np.unique(labels, return_index=True, return_counts=True)
+    order = np.lexsort((earliest, -members))
     return np.argsort(order)[labels], centres[order]
 
 
