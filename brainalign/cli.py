@@ -380,11 +380,29 @@ def _dive(args: argparse.Namespace) -> int:
         size=args.size,
         scheduler=args.scheduler,
         precision=args.precision,
+        prompt=args.prompts if args.captions is None else _noun_prompts(args),
+        text_scale=args.text_scale,
         **args.guidance,
         **_target(args),
         **_making(args),
     )
     return 0
+
+
+def _noun_prompts(args: argparse.Namespace) -> list[str]:
+    """Return prompts of what captions of the neuroids that are to be high name most."""
+    from brainalign.captioning import region_prompts
+    from brainalign.synthesis import Target, read_encoder, wanted_neuroids
+
+    encoders = [read_encoder(path) for path in args.encoded]
+    weights = Target(**_target(args)).weights(encoders)
+    wanted = wanted_neuroids([part for parts in encoders for part in parts], weights)
+    found = region_prompts(args.captions, wanted, top=args.top_nouns)
+    if not found:
+        logging.getLogger(__name__).warning(
+            "No neuroid of the target has a caption that names a noun: the prompt is empty."
+        )
+    return found or [""]
 
 
 def _ascend(args: argparse.Namespace) -> int:
@@ -446,7 +464,7 @@ def _judge(args: argparse.Namespace) -> int:
 def _dive_section(args: argparse.Namespace) -> int:
     from brainalign.captioning import region_nouns
     from brainalign.data.section import write_section
-    from brainalign.data.store import provenance
+    from brainalign.data.store import provenance, read
     from brainalign.synthesis.sections import section_from_folders
 
     section = section_from_folders(
@@ -456,7 +474,7 @@ def _dive_section(args: argparse.Namespace) -> int:
         cluster_of={n: p["cluster_of"] for n, p in args.panels.items() if "cluster_of" in p},
         expected={n: p["expected"] for n, p in args.panels.items() if "expected" in p},
         words={
-            n: region_nouns(p["captions"], p["roi"])
+            n: region_nouns(p["captions"], read(p["judged"])["neuroid_id"].values.tolist())
             for n, p in args.panels.items()
             if "captions" in p
         },
@@ -1211,6 +1229,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_making_arguments(p, n_images=100)
     p.add_argument("--guidance", type=json.loads, default={}, help="scale, sag_scale ...: JSON")
+    said = p.add_mutually_exclusive_group()
+    said.add_argument("--prompts", nargs="+", default=[""], help="images have them in turn")
+    said.add_argument(
+        "--captions", type=Path, help="output of `caption`: prompts are the target's top nouns"
+    )
+    p.add_argument("--top-nouns", type=int, default=5, help="with --captions: how many")
+    p.add_argument(
+        "--text-scale", type=float, default=1.0, help="classifier-free guidance; 1: none"
+    )
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--size", type=int, help="side in pixels; default: the pipeline's own")
     p.add_argument("--scheduler", choices=("dpmsolver++", "ddim", "pndm", "unipc", "euler"))
@@ -1260,7 +1287,7 @@ def _parser() -> argparse.ArgumentParser:
     p = command("dive-section", _dive_section, "turn judged images into a section of the report")
     p.add_argument(
         "--panels", type=json.loads, required=True,
-        help="judged, generated, cluster_of, expected, captions and roi of each, as JSON",
+        help="judged, generated, cluster_of, expected and captions of each, as JSON",
     )  # fmt: skip
     p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
     p.add_argument("--out", type=Path, required=True)

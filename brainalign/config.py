@@ -242,7 +242,7 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
         raise ConfigError(
             f"{method}.study is {block['study']!r}, which is optional.", "Remove optional: true."
         )
-    for role in ("model", "judge"):
+    for role in ("model", "ranker", "judge"):
         name = block.get(role)
         _known(name, config["models"], f"{method}.{role}", "models")
         if name is not None and name not in study["models"]:
@@ -260,7 +260,14 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
 
 def _check_synthesis(config: dict[str, Any]) -> None:
     block = config["synthesis"]
-    block.setdefault("judge", block["model"])
+    block.setdefault("ranker", block["model"])
+    for role, does in (("model", "guides"), ("ranker", "ranks")):
+        if block["judge"] == block[role]:
+            raise ConfigError(
+                f"synthesis.judge is {block['judge']!r}, which {does}: the activation of images "
+                "would be measured by what chose them.",
+                "Name a model of another architecture.",
+            )
     _known(block.get("classifier"), config["models"], "synthesis.classifier", "models")
     if block.get("classifier") == block["model"]:
         raise ConfigError(
@@ -286,6 +293,12 @@ def _check_synthesis(config: dict[str, Any]) -> None:
             raise ConfigError(f"{where} has both against and clusters.", "Make two targets.")
         if "prefers" in target:
             _known(target["prefers"], block["labels"], f"{where}.prefers", "synthesis.labels")
+    if "words" in block and config.get("captioning", {}).get("study") != block["study"]:
+        raise ConfigError(
+            "synthesis.words makes images from captions, but captioning is not of the study "
+            f"{block['study']!r}.",
+            "Add captioning of that study, or remove synthesis.words.",
+        )
     expected = sum(t.get("clusters", 1) for t in block["targets"].values())
     if len(synthesis_targets(config)) != expected:
         raise ConfigError("Two targets of synthesis.targets have one name: a cluster is NAME_1.")

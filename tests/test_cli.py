@@ -290,6 +290,35 @@ def test_targets_guidance_and_halves_reach_what_makes_images(called, tmp_path):
     assert given["neuroids"] == ("1-2-3", "4-5-6") and given["roi"] is None
 
 
+def test_prompts_are_given_or_made_of_captions_of_the_target(called, monkeypatch, caplog):
+    from brainalign import captioning, synthesis
+
+    words = ["dive", "--encoded", "guide", "--out", "out", "--pipeline", "sd", "--neuroids"]
+    ids = Path("ids.txt")
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: "n3\nn1\n")
+    assert main([*words, str(ids), "--prompts", "a dog", "a cat", "--text-scale", "7.5"]) == 0
+    given = called["dive"].call_args.kwargs
+    assert (given["prompt"], given["text_scale"]) == (["a dog", "a cat"], 7.5)
+    asked = []
+    monkeypatch.setattr(synthesis, "read_encoder", lambda path: [encoder_of("n0 n1 n2 n3")])
+    monkeypatch.setattr(
+        captioning, "region_prompts",
+        lambda captions, region, top: asked.append((str(captions), region, top)) or ["a fox"],
+    )  # fmt: skip
+    words += [str(ids), "--captions", "captions.zarr", "--top-nouns", "2"]
+    assert main(words) == 0 and called["dive"].call_args.kwargs["prompt"] == ["a fox"]
+    assert asked == [("captions.zarr", ["n1", "n3"], 2)]
+    monkeypatch.setattr(captioning, "region_prompts", lambda *_, **__: [])
+    assert main(words) == 0 and called["dive"].call_args.kwargs["prompt"] == [""]
+    assert "the prompt is empty" in caplog.text
+
+
+def encoder_of(ids):
+    import xarray as xr
+
+    return xr.Dataset(coords={"neuroid_id": ("neuroid", ids.split())})
+
+
 def test_what_judges_is_told_what_guided(called):
     sets = json.dumps({"generated": "images", "pixel ascent": "ascent"})
     words = ["judge", "--generated", sets, "--natural", "stimuli", "--guide", "guide",

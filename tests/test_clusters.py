@@ -49,6 +49,14 @@ def test_one_seed_gives_one_answer_and_every_cluster_has_a_member():
     assert sorted(labels.tolist()) == list(range(30))
 
 
+def test_clusters_of_one_size_are_numbered_by_their_first_member():
+    rng = np.random.default_rng(8)
+    w, _, _ = planted(rng, (6, 6, 6), noise=0.02)
+    w = w[np.arange(18).reshape(3, 6).T.ravel()]
+    for seed in range(6):
+        assert spherical_kmeans(w, 3, seed=seed)[0].tolist() == [0, 1, 2] * 6
+
+
 def test_what_has_no_direction_is_refused():
     w = np.ones((4, 3))
     w[2] = 0

@@ -86,6 +86,7 @@ ENCODED = {
         "nsd": {"loader": "allen2022", "analyses": ["encoding"], "subjects": ["subj01", "subj02"],
                 "models": ["clip", "other"]},
         "rsa": {"loader": "kriegeskorte2008", "analyses": ["rsa"]},
+        "things": {"loader": "bids", "analyses": ["encoding"], "subjects": ["subj02"]},
     },
     "models": {
         "clip": {"name": "open_clip:ViT-B-16/x", "layers": ["output"], "pooling": "unit"},
@@ -94,7 +95,7 @@ ENCODED = {
     },
     "synthesis": {
         "study": "nsd", "model": "clip", "judge": "other", "classifier": "labels",
-        "generator": {"name": "models/sd"},
+        "generator": {"name": "models/sd"}, "words": {},
         "targets": {"FFA": {"roi": "FFA", "prefers": "face"}, "OPA": {"roi": "OPA", "clusters": 2},
                     "faces": {"roi": "OFA", "against": "FFA"}, "mine": {"neuroids": "ids.txt"}},
     },
@@ -126,12 +127,15 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     ordered = copy.deepcopy(ENCODED)
     ordered["synthesis"]["labels"] = ["face", "body", "place"]
     assert validate_config(ordered)["synthesis"]["labels"] == ["face", "body", "place"]
+    assert config["synthesis"]["ranker"] == "clip"
     alone = copy.deepcopy(ENCODED)
     del alone["synthesis"]["judge"]
-    assert validate_config(alone)["synthesis"]["judge"] == "clip"
-    alone["synthesis"]["probe"] = {"n_epochs": 20}
+    with pytest.raises(ConfigError, match="'judge' is missing at synthesis"):
+        validate_config(alone)
+    probed = copy.deepcopy(ENCODED)
+    probed["synthesis"]["probe"] = {"n_epochs": 20}
     probe = {"n_epochs": 20, "learning_rate": 3e-4, "weight_decay": 0.02, "batch_size": 64}
-    assert validate_config(alone)["synthesis"]["probe"] == probe
+    assert validate_config(probed)["synthesis"]["probe"] == probe
     assert "probe" not in config["synthesis"]
 
 
@@ -143,7 +147,11 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "study"), "rsa", "has no encoding models of images"),
         (("synthesis", "model"), "clp", "Did you mean 'clip'"),
         (("synthesis", "judge"), "labels", "not among the models of the study 'nsd'"),
+        (("synthesis", "judge"), "clip", "which guides: the activation of images"),
+        (("synthesis", "ranker"), "other", "which ranks: the activation"),
         (("synthesis", "classifier"), "clip", "which guides"),
+        (("synthesis", "words"), {"text_scale": 1}, "at synthesis.words.text_scale"),
+        (("captioning", "study"), "things", "synthesis.words makes images from captions"),
         (("synthesis", "classifier"), "label", "Did you mean 'labels'"),
         (("synthesis", "subjects"), ["subj03"], "A subject of synthesis is 'subj03'"),
         (("synthesis", "targets", "FFA"), {}, "needs roi or neuroids"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import shlex
@@ -292,7 +293,9 @@ def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
         str(a.out): a
         for a in (_parser().parse_args(shlex.split(c)) for c in commands if c.startswith("probe "))
     }
-    assert set(halves) == {f"{folder}/clip/1.zarr", f"{folder}/judge/2.zarr"}
+    assert set(halves) == {
+        f"{folder}/clip/1.zarr", f"{folder}/clip/2.zarr", f"{folder}/judge/2.zarr",
+    }  # fmt: skip
     guide = halves[f"{folder}/clip/1.zarr"]
     assert (guide.model, guide.layer, guide.pooling, guide.half) == (
         "small-clip", "output", "unit", 1,
@@ -303,27 +306,54 @@ def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
     assert "encode_half" not in jobs(text) and jobs(text)["encode"] == 2
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory) -> str:
-    """The plan of the Natural Scenes Dataset, on a machine that has none of it."""
+def plan(name: str, folder: Path) -> str:
+    """Return the plan of a configuration, on a machine that has none of its data."""
     environment = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"}
     root = workflow_root()
     finished = subprocess.run(
         [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
-         "--configfile", str(root / "configs" / "nsd.yaml")],
-        cwd=tmp_path_factory.mktemp("nsd"), env=environment, capture_output=True, text=True,
+         "--configfile", str(root / "configs" / f"{name}.yaml")],
+        cwd=folder, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     text = finished.stdout + finished.stderr
     assert finished.returncode == 0, text[-6000:]
     return text
 
 
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> str:
+    """The plan of the Natural Scenes Dataset."""
+    return plan("nsd", tmp_path_factory.mktemp("nsd"))
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory) -> str:
+    """The plan of pictures and words for a simulated cortex."""
+    return plan("pictures_and_words", tmp_path_factory.mktemp("pictures"))
+
+
+def commands(text: str, name: str) -> list[list[str]]:
+    """Return the words of every planned call of a command."""
+    start = f"Shell command: brainalign {name} "
+    return [
+        shlex.split(line.removeprefix("Shell command: ").partition(" 2> ")[0])
+        for line in text.splitlines()
+        if line.startswith(start)
+    ]
+
+
+def panels(text: str) -> dict[str, dict]:
+    [words] = commands(text, "dive-section")
+    return json.loads(words[words.index("--panels") + 1])
+
+
 def test_the_real_study_is_planned_whole(planned):
     counts = jobs(planned)
     # Eight subjects; twelve targets, of which two are clusters of one region.
     assert counts["dive"] == counts["ascend"] == counts["judge"] == 8 * 12
-    # Two models, of which one guides by one half and the other judges by the other half.
-    assert counts["encode"] == counts["encode_half"] == 8 * 2
+    assert counts["dive_words"] == 8 * 12
+    # Two models; of the one, a half guides and the other half ranks, of the other a half judges.
+    assert counts["encode"] == 8 * 2 and counts["encode_half"] == 8 * 3
     assert counts["caption"] == 8
     assert counts["synthesis_section"] == counts["captioning_section"] == counts["report"] == 1
 
@@ -340,31 +370,68 @@ def test_every_job_of_the_real_study_states_what_it_needs(planned):
     for rule, resources in stated.items():
         for name in ("mem_mb", "runtime", "disk_mb"):
             assert int(resources[name]) > 0, f"{rule}: {name}"
-        wants_gpu = rule in ("features", "dive", "ascend", "label", "judge", "library", "caption")
+        wants_gpu = rule in ("features", "dive", "dive_words", "ascend", "label", "judge",
+                             "library", "caption")  # fmt: skip
         assert int(resources["gpu"]) == wants_gpu, rule
 
 
-def test_what_guides_and_what_judges_is_fitted_to_different_halves(planned):
+def test_what_guides_ranks_and_judges_are_three_encoders(planned):
     folder = "results/nsd/encoding-halves/nsd/subj03"
-    guide, judge = f"{folder}/clip_b16/1", f"{folder}/clip_b32/2"
+    guide, rank, judge = (f"{folder}/{k}" for k in ("clip_b16/1", "clip_b16/2", "clip_b32/2"))
     commands = [line for line in planned.splitlines() if line.startswith("Shell command: ")]
     [dive] = [c for c in commands if "brainalign dive" in c and "images/subj03/FFA " in c]
-    assert f"--encoded {guide} --rerank {judge} " in dive
+    assert f"--encoded {guide} --rerank {rank} " in dive
     [judged] = [c for c in commands if "brainalign judge" in c and "judged/subj03/FFA.nc " in c]
     assert f"--guide {guide} --encoded {judge} " in judged
-    [half] = [c for c in commands if f"--out {judge} " in c]
-    assert "--half 2" in half and "--test seen_by_all" in half
+    for encoder in (rank, judge):
+        [half] = [c for c in commands if f"--out {encoder} " in c]
+        assert "--half 2" in half and "--test seen_by_all" in half
 
 
-def test_every_command_of_the_real_study_is_understood(planned):
+def test_regions_are_shown_with_what_captions_say_of_them(planned, pictured):
+    # The model that is put into words need not be the one that guides.
+    shown = panels(planned)
+    assert len(shown) == 8 * 12
+    assert all(
+        p["captions"] == f"results/nsd/captioning/captions/{name.split(', ')[0]}.zarr"
+        for name, p in shown.items()
+    )
+    clusters = [n for n in shown if n.startswith("subj01, ") and "cluster" in n]
+    assert clusters == [f"subj01, OPA, cluster {k} of 2" for k in (1, 2)]
+    assert {shown[n]["cluster_of"] for n in clusters} == {"subj01, OPA"}
+    assert {p["captions"] for p in panels(pictured).values()} == {
+        "results/pictures_and_words/captioning/captions/sim1.zarr"
+    }
+
+
+def test_images_from_captions_are_judged_beside_the_guided_ones(pictured):
+    folder = "results/pictures_and_words"
+    [words] = [c for c in commands(pictured, "dive") if f"{folder}/synthesis/words/sim1/FFA" in c]
+    given = dict(itertools.pairwise(words))
+    assert given["--captions"] == f"{folder}/captioning/captions/sim1.zarr"
+    guidance = json.loads(given["--guidance"])
+    assert (guidance["scale"], guidance["sag_scale"]) == (0, 0)
+    assert (given["--top-nouns"], given["--text-scale"], given["--roi"]) == ("5", "7.5", "FFA")
+    sets = {
+        "generated": f"{folder}/synthesis/images/sim1/FFA",
+        "pixel ascent": f"{folder}/synthesis/ascent/sim1/FFA",
+        "from captions": f"{folder}/synthesis/words/sim1/FFA",
+    }
+    assert panels(pictured)["sim1, FFA"]["generated"] == sets
+    [judged] = [
+        c for c in commands(pictured, "judge") if f"{folder}/synthesis/judged/sim1/FFA.nc" in c
+    ]
+    assert json.loads(judged[judged.index("--generated") + 1]) == sets
+
+
+def test_every_command_of_the_real_study_is_understood(planned, pictured):
     from brainalign.cli import _parser
 
-    seen = set()
-    for line in planned.splitlines():
+    parser, seen = _parser(), set()
+    for line in (planned + pictured).splitlines():
         if line.startswith("Shell command: brainalign "):
             words = shlex.split(line.removeprefix("Shell command: ").partition(" 2> ")[0])
-            args = _parser().parse_args(words[1:])
-            seen.add(args.command)
+            seen.add(parser.parse_args(words[1:]).command)
     assert seen >= {"fetch", "responses", "features", "encode", "dive", "ascend", "judge",
                     "dive-section", "caption", "caption-section", "report"}  # fmt: skip
 

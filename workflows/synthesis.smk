@@ -1,5 +1,5 @@
-# Images that a region would prefer: guided by an encoder of one half of the images, judged by one of the other half, in comparison
-# with the best natural images.
+# Images that a region would prefer: guided by an encoder of one half of the images, ranked by one of the other half, and judged, in
+# comparison with the best natural images, by an encoder that neither guided nor ranked.
 
 
 # What fits the halves: the encoding model of `encode`, or with `synthesis.probe` one encoder, fitted by AdamW on augmented images.
@@ -78,7 +78,7 @@ def model_options_of(*roles):
 rule dive:
     input:
         guide=half_encoded("model", 1),
-        judge=half_encoded("judge", 2),
+        rank=half_encoded("ranker", 2),
     output:
         images=directory(OUT + "/synthesis/images/{subject}/{target}"),
     log:
@@ -92,14 +92,14 @@ rule dive:
             **{k: SYNTHESIS["generator"].get(k) for k in ("scheduler", "steps", "size", "precision")},
             guidance=SYNTHESIS["guidance"],
             **{k: SYNTHESIS.get(k) for k in ("interpolation", "n_images", "keep")},
-            models=model_options_of("model", "judge"),
+            models=model_options_of("model", "ranker"),
             seed=config["seed"],
         ),
     threads: resource("dive", "threads")
     resources:
         **needs("dive"),
     shell:
-        "brainalign dive --encoded {input.guide} --rerank {input.judge} --out {output.images}"
+        "brainalign dive --encoded {input.guide} --rerank {input.rank} --out {output.images}"
         " {params.options}"
         # How many at once and where: in no params, so that a change makes no image again.
         " --batch-size {config[synthesis][batch_size]} --device {config[features][device]} 2> {log}"
@@ -108,7 +108,7 @@ rule dive:
 rule ascend:
     input:
         guide=half_encoded("model", 1),
-        judge=half_encoded("judge", 2),
+        rank=half_encoded("ranker", 2),
     output:
         images=directory(OUT + "/synthesis/ascent/{subject}/{target}"),
     log:
@@ -120,20 +120,61 @@ rule ascend:
             **target_options(w.target),
             **SYNTHESIS["ascent"],
             **{k: SYNTHESIS.get(k) for k in ("interpolation", "keep")},
-            models=model_options_of("model", "judge"),
+            models=model_options_of("model", "ranker"),
             seed=config["seed"],
         ),
     threads: resource("ascend", "threads")
     resources:
         **needs("ascend"),
     shell:
-        "brainalign ascend --encoded {input.guide} --rerank {input.judge} --out {output.images}"
+        "brainalign ascend --encoded {input.guide} --rerank {input.rank} --out {output.images}"
         " {params.options} --device {config[features][device]} 2> {log}"
+
+
+def captioned(subject):
+    """Captions of the same subject's voxels, whatever model they are of, where the configuration has them."""
+    if CAPTIONING.get("study") == SYNTHESIS["study"] and subject in CAPTIONING["subjects"]:
+        return f"{OUT}/captioning/captions/{subject}.zarr"
+    return ""
+
+
+rule dive_words:
+    input:
+        guide=half_encoded("model", 1),
+        rank=half_encoded("ranker", 2),
+        captions=lambda w: captioned(w.subject),
+    output:
+        images=directory(OUT + "/synthesis/words/{subject}/{target}"),
+    log:
+        OUT + "/logs/dive_words/{subject}-{target}.log",
+    benchmark:
+        OUT + "/benchmarks/dive_words/{subject}-{target}.tsv"
+    params:
+        options=lambda w: options(
+            pipeline=SYNTHESIS["generator"]["name"],
+            **target_options(w.target),
+            **{k: SYNTHESIS["generator"].get(k) for k in ("scheduler", "steps", "size", "precision")},
+            guidance={**SYNTHESIS["guidance"], "scale": 0, "sag_scale": 0},
+            top_nouns=SYNTHESIS["words"]["top"],
+            **{k: SYNTHESIS["words"][k] for k in ("text_scale", "n_images")},
+            **{k: SYNTHESIS.get(k) for k in ("interpolation", "keep")},
+            models=model_options_of("model", "ranker"),
+            seed=config["seed"],
+        ),
+    threads: resource("dive", "threads")
+    resources:
+        **needs("dive"),
+    shell:
+        "brainalign dive --encoded {input.guide} --rerank {input.rank} --captions {input.captions}"
+        " --out {output.images} {params.options}"
+        " --batch-size {config[synthesis][batch_size]} --device {config[features][device]} 2> {log}"
 
 
 def image_sets(subject, target):
     """Folders of generated images by the name of their set."""
     sets = {"generated": f"{OUT}/synthesis/images/{subject}/{target}"}
+    if "words" in SYNTHESIS and captioned(subject):
+        sets["from captions"] = f"{OUT}/synthesis/words/{subject}/{target}"
     if "ascent" in SYNTHESIS:
         sets["pixel ascent"] = f"{OUT}/synthesis/ascent/{subject}/{target}"
     return sets
@@ -200,30 +241,25 @@ rule judge:
         " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
 
 
-def captioned(subject):
-    """Captions of the same encoder's voxels, where the configuration has them."""
-    same = all(CAPTIONING.get(k) == SYNTHESIS[k] for k in ("study", "model"))
-    if same and subject in CAPTIONING["subjects"]:
-        return f"{OUT}/captioning/captions/{subject}.zarr"
-    return ""
-
-
 def panels():
     """What the section shows of each target."""
     found = {}
+    whole = {what["roi"]: name for name, what in TARGETS.items() if {"roi"} <= set(what) <= {"roi", "prefers"}}
     for subject in SYNTHESIS.get("subjects", []):
         for target, what in TARGETS.items():
+            name = f"{subject}, {target}"
             panel = {
                 "judged": f"{OUT}/synthesis/judged/{subject}/{target}.nc",
                 "generated": image_sets(subject, target),
             }
             if "cluster" in what:
-                panel["cluster_of"] = f"{subject}, {what['roi']}"
+                panel["cluster_of"] = f"{subject}, {whole.get(what['roi'], what['roi'])}"
+                name = f"{panel['cluster_of']}, cluster {what['cluster'] + 1} of {what['n_clusters']}"
             if "prefers" in what:
                 panel["expected"] = what["prefers"]
-            if "roi" in what and captioned(subject):
-                panel |= {"captions": captioned(subject), "roi": what["roi"]}
-            found[f"{subject}, {target}"] = panel
+            if captioned(subject):
+                panel["captions"] = captioned(subject)
+            found[name] = panel
     return found
 
 

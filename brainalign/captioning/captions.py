@@ -24,7 +24,7 @@ from brainalign.captioning.projection import (
     embedding_weights,
     project,
 )
-from brainalign.captioning.words import Tagger, nouns, top_nouns
+from brainalign.captioning.words import Tagger, noun_prompts, nouns, top_nouns
 from brainalign.data.schema import validate
 from brainalign.data.store import provenance, read, write
 from brainalign.encoding.align import feature_matrix, neuroid_coords
@@ -478,7 +478,11 @@ def _held_out(path: str | Path, layer: str, ids: Sequence[str] | None) -> xr.Dat
 
 
 def region_nouns(
-    captions: str | Path, roi: str, *, top: int = 5, tagger: Tagger | None = None
+    captions: str | Path,
+    region: str | Sequence[str],
+    *,
+    top: int = 5,
+    tagger: Tagger | None = None,
 ) -> dict[str, float]:
     """Return the nouns that captions on disk name most in one region, with their shares.
 
@@ -486,21 +490,46 @@ def region_nouns(
     ----------
     captions : path
         Of `caption_result`.
-    roi : str
-        A region of `brainalign.encoding.roi_members`; one without a captioned voxel has no nouns.
+    region : str or sequence of str
+        A ROI of `brainalign.encoding.roi_members`, or the ids of neuroids, such as those of a
+        cluster; a region without a captioned voxel has no nouns.
     top : int
         How many.
     tagger : callable, optional
         See `nouns`.
     """
+    found = _region_table(captions, region, top, tagger).sel(roi="region")
+    order = np.argsort(found["rank"].values, kind="stable")[:top]
+    return {str(found["noun"].values[i]): float(found["share"].values[i]) for i in order}
+
+
+def region_prompts(
+    captions: str | Path,
+    region: str | Sequence[str],
+    *,
+    top: int = 5,
+    tagger: Tagger | None = None,
+) -> list[str]:
+    """Return prompts of what captions on disk name most in one region: "A photo of a NOUN".
+
+    Parameters
+    ----------
+    captions, region, top, tagger
+        See `region_nouns`; a region without nouns has no prompts.
+    """
+    table = _region_table(captions, region, top, tagger)
+    return [prompt for prompt, _ in noun_prompts(table, top=top)["region"]]
+
+
+def _region_table(
+    captions: str | Path, region: str | Sequence[str], top: int, tagger: Tagger | None
+) -> xr.Dataset:
     ds = read(captions, "captions")
-    members = roi_members(ds)
-    if roi not in members:
-        return {}
-    found = top_nouns(ds, {roi: members[roi]}, top=top, tagger=tagger)
-    share = found["share"].sel(roi=roi)
-    order = np.argsort(found["rank"].sel(roi=roi).values, kind="stable")[:top]
-    return {str(found["noun"].values[i]): float(share.values[i]) for i in order}
+    if isinstance(region, str):
+        rows = roi_members(ds).get(region, np.array([], dtype=int))
+    else:
+        rows = np.flatnonzero(np.isin(ds["neuroid_id"].values.astype(str), list(region)))
+    return top_nouns(ds, {"region": rows}, top=top, tagger=tagger)
 
 
 def voxel_table(

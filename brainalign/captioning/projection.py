@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from brainalign.data.schema import validate
 from brainalign.data.store import read
 from brainalign.device import resolve_device
+from brainalign.encoding.model import feature_weights
 from brainalign.errors import ConfigError, SchemaError, UnavailableError
 from brainalign.features import extract, load_model, read_manifest
 from brainalign.features.layers import OUTPUT
@@ -262,8 +263,7 @@ def embedding_weights(encoder: xr.Dataset) -> NDArray[np.float64]:
             + ("has delays." if "delay" in encoder.dims else "joins several layers."),
             "Fit an encoder to the model's output alone.",
         )
-    weights = np.asarray(encoder["weights"].values, dtype=np.float64)
-    return weights / np.asarray(encoder["feature_scale"].values, dtype=np.float64)
+    return feature_weights(encoder)
 
 
 def build_library(

@@ -10,7 +10,7 @@ from brainalign.encoding.compare import (
 )
 from brainalign.encoding.encode import encode
 from brainalign.encoding.gather import gather, gather_folders
-from brainalign.encoding.model import fit_encoder, predict, sources_of
+from brainalign.encoding.model import feature_weights, fit_encoder, predict, sources_of
 from brainalign.encoding.partition import partition_variance
 from brainalign.encoding.probe import AdamWProbe, fit_probe
 from brainalign.encoding.result import EncodingResult, deviations, read_result, write_result
@@ -33,6 +33,7 @@ __all__ = [
     "compare_subjects",
     "deviations",
     "encode",
+    "feature_weights",
     "fit_encoder",
     "fit_probe",
     "gather",

@@ -37,7 +37,8 @@ def spherical_kmeans(
     Returns
     -------
     labels : ndarray of int, shape (n_neuroids,)
-        The cluster of each vector; clusters are numbered from the largest to the smallest.
+        The cluster of each vector; clusters are numbered from the largest to the smallest, those
+        of one size by their first member.
     centres : ndarray, shape (n_clusters, n_features)
         Unit-norm mean directions.
 
@@ -81,7 +82,8 @@ def spherical_kmeans(
             best = found
     assert best is not None
     _, labels, centres = best
-    order = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
+    _, earliest, members = np.unique(labels, return_index=True, return_counts=True)
+    order = np.lexsort((earliest, -members))
     return np.argsort(order)[labels], centres[order]
 
 

@@ -20,7 +20,7 @@ from brainalign.errors import ConfigError, SchemaError
 from brainalign.linear.lagged import lagged_predict
 from brainalign.linear.ridge import DEFAULT_ALPHAS, check_alphas, warn_edges
 
-__all__ = ["fit_encoder", "predict", "sources_of"]
+__all__ = ["feature_weights", "fit_encoder", "predict", "sources_of"]
 
 #: What features must share with those that an encoder was fitted to.
 _PREPROCESSING = ("pooling", "preprocessing", "weights_sha256")
@@ -161,6 +161,38 @@ def predict(
     )
     own = neuroid_coords(encoder).coords
     return out.assign_coords({n: c for n, c in own.items() if c.dims == ("neuroid",)})
+
+
+def feature_weights(encoder: xr.Dataset) -> NDArray[np.float64]:
+    r"""Return an encoder's weights for its features as they are, not standardised.
+
+    .. math:: \hat y = W \frac{x - \mu}{\sigma} + b = (W / \sigma) \, x + \mathrm{const}
+
+    :math:`W / \sigma` is the direction in the space of the features along which the prediction
+    grows, whatever the spread of single features.
+
+    Parameters
+    ----------
+    encoder : Dataset
+        ``encoder`` schema, without delays.
+
+    Returns
+    -------
+    ndarray, shape (n_neuroids, n_features)
+        In the unit of the responses over that of the features.
+
+    Raises
+    ------
+    SchemaError
+        If it has delays.
+    """
+    if "delay" in encoder.dims:
+        raise SchemaError(
+            "The encoder has delays: its weights are no direction of features.",
+            "Fit an encoder without delays.",
+        )
+    weights = np.asarray(encoder["weights"].values, dtype=np.float64)
+    return weights / np.asarray(encoder["feature_scale"].values, dtype=np.float64)
 
 
 def sources_of(encoder: xr.Dataset) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ _HOME = {
     "read_kept": "sampling",
     "sample": "sampling",
     "same_neuroids": "objective",
+    "wanted_neuroids": "objective",
 }
 
 __all__ = [*_HOME]

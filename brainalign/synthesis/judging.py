@@ -27,6 +27,7 @@ from brainalign.synthesis.objective import (
     parts_of,
     read_encoder,
     same_neuroids,
+    wanted_neuroids,
 )
 from brainalign.synthesis.sampling import predict_target, read_kept
 
@@ -434,9 +435,9 @@ def judge(
         Of `compare_with_natural`, with ``diversity`` (mean pairwise cosine distance of the judging
         encoder's features) and ``pixel_diversity`` (set), and the images themselves: ``natural_id``
         and ``natural_activation`` (natural), ``image_set``, ``image_id``, ``image_activation`` and
-        ``image_label`` (image).
+        ``image_label`` (image); ``neuroid_id`` (neuroid) of the neuroids whose mean is to be high.
     """
-    target = Target(roi, against, cluster, n_clusters, tuple(neuroids), seed)
+    target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     parts = read_encoder(encoder)
     if cluster is None:
         weights = target.weights([parts])
@@ -486,6 +487,7 @@ def judge(
         natural_id=("natural", found[ALL_NATURAL].ids),
         image_id=("image", [i for k in rest for i in found[k].ids]),
         image_set=("image", [k for k in rest for _ in found[k].ids]),
+        neuroid_id=("neuroid", wanted_neuroids(parts, weights)),
     )
     ds.attrs |= {
         "target": target.name,

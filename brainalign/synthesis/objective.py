@@ -18,7 +18,7 @@ from brainalign.data.schema import validate
 from brainalign.data.store import read, sha256_of
 from brainalign.device import resolve_device
 from brainalign.encoding.clusters import spherical_kmeans
-from brainalign.encoding.model import sources_of
+from brainalign.encoding.model import feature_weights, sources_of
 from brainalign.encoding.result import read_result
 from brainalign.encoding.rois import roi_members
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
@@ -34,6 +34,7 @@ __all__ = [
     "parts_of",
     "read_encoder",
     "same_neuroids",
+    "wanted_neuroids",
 ]
 
 #: An encoder, or its parts with neuroids of their own (one a layer).
@@ -58,8 +59,6 @@ class Target:
         (`brainalign.encoding.spherical_kmeans`).
     neuroids : tuple of str, optional
         Mean over the neuroids with these ids, instead of `roi`.
-    seed : int
-        Of the clustering.
     name : str, optional
         By default made of the rest.
 
@@ -74,7 +73,6 @@ class Target:
     cluster: int | None = None
     n_clusters: int | None = None
     neuroids: tuple[str, ...] = ()
-    seed: int = 0
     name: str = field(default="")
 
     def __post_init__(self) -> None:
@@ -147,7 +145,12 @@ class Target:
         return [w / len(groups) for parts in found for w in parts]
 
     def clusters(self, encoders: Sequence[Encoder]) -> list[NDArray[np.intp]]:
-        """Return the cluster of every neuroid of each Dataset, -1 outside the ROI."""
+        r"""Return the cluster of every neuroid of each Dataset, -1 outside the ROI.
+
+        What is clustered are the directions of :math:`W / \sigma`
+        (`brainalign.encoding.feature_weights`). No seed is asked for: whoever makes images for a
+        cluster and whoever judges them must find the same one.
+        """
         if self.roi is None or self.n_clusters is None:
             raise ConfigError("There are clusters only of a ROI, with n_clusters.")
         groups = [parts_of(e) for e in encoders]
@@ -161,7 +164,7 @@ class Target:
                 "Fit the encoder to one layer, or choose one layer a ROI.",
             )
         w = [
-            e["weights"].isel(neuroid=np.flatnonzero(m)).values
+            feature_weights(e.isel(neuroid=np.flatnonzero(m)))
             for e, m in zip(flat, inside, strict=True)
         ]
         # A neuroid that nothing predicts has no direction.
@@ -169,7 +172,7 @@ class Target:
         stacked = np.concatenate(
             [x[d] for x, d, m in zip(w, directed, inside, strict=True) if m.any()]
         )
-        labels, _ = spherical_kmeans(stacked, self.n_clusters, seed=self.seed)
+        labels, _ = spherical_kmeans(stacked, self.n_clusters)
         out, start = [], 0
         for m, d in zip(inside, directed, strict=True):
             label = np.full(len(m), -1, dtype=np.intp)
@@ -231,6 +234,20 @@ def _named(parts: Sequence[xr.Dataset], ids: Sequence[str]) -> list[NDArray[np.b
 
 def _mean(masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float64]]:
     return [m / sum(int(k.sum()) for k in masks) for m in masks]
+
+
+def wanted_neuroids(encoder: Encoder, weights: Sequence[NDArray[np.float64]]) -> list[str]:
+    """Return the ids of the neuroids whose responses are to be high: those of positive weight.
+
+    Parameters
+    ----------
+    encoder : Dataset or sequence of Dataset
+        One encoder, or its parts.
+    weights : sequence of ndarray, shape (n_neuroids,)
+        Of each part, see `Target.weights`.
+    """
+    names = [e["neuroid_id"].values.astype(str) for e in parts_of(encoder)]
+    return [n for ids, w in zip(names, weights, strict=True) for n in ids[w > 0].tolist()]
 
 
 def same_neuroids(

@@ -131,7 +131,7 @@ def sample(
     seeds: Sequence[int],
     *,
     guidance: Guidance | None = None,
-    prompt: str = "",
+    prompt: str | Sequence[str] = "",
     negative_prompt: str = "",
     text_scale: float = 1.0,
     steps: int = 50,
@@ -151,8 +151,10 @@ def sample(
         One an image.
     guidance : Guidance, optional
         How to guide.
-    prompt, negative_prompt : str
-        Texts; the negative one counts with `text_scale` above 1.
+    prompt : str or sequence of str
+        The text of all images, or of each.
+    negative_prompt : str
+        Counts with `text_scale` above 1.
     text_scale : float
         Scale of classifier-free guidance; 1 is none.
     steps : int
@@ -160,6 +162,9 @@ def sample(
     size : int, optional
         Side in pixels; by default the pipeline's.
     """
+    prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(seeds):
+        raise ConfigError(f"{len(prompts)} prompts came for {len(seeds)} images.")
     options = {"num_inference_steps": steps, "guidance_scale": text_scale, "output_type": "pil"}
     if text_scale > 1:
         options["negative_prompt"] = [negative_prompt] * len(seeds)
@@ -170,7 +175,6 @@ def sample(
     shape = (pipe.unet.config.in_channels, side, side)
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
     options["latents"] = torch.stack(drawn).to(pipe.device, pipe.unet.dtype)
-    prompts = [prompt] * len(seeds)
     if objective is None:
         return list(pipe(prompts, **options).images)
     with guided(pipe, objective, guidance):
@@ -365,7 +369,7 @@ def dive(
     sag_scale: float = 0.75,
     schedule: str = "constant",
     through_unet: bool = True,
-    prompt: str = "",
+    prompt: str | Sequence[str] = "",
     negative_prompt: str = "",
     text_scale: float = 1.0,
     steps: int = 50,
@@ -410,7 +414,10 @@ def dive(
         Share of the images, from the first rank on, marked as ``kept``.
     scale, sag_scale, schedule, through_unet, gradient_checkpointing, vae_slicing, vae_tiling
         See `Guidance`.
-    prompt, negative_prompt, text_scale, steps, size
+    prompt : str or sequence of str
+        The text; of several, the images have one after the other in turn. With ``scale=0,
+        sag_scale=0`` and a `text_scale` above 1 images are made from the words alone.
+    negative_prompt, text_scale, steps, size
         See `sample`.
     scheduler, precision
         See `load_pipeline`.
@@ -443,21 +450,21 @@ def dive(
         scale, sag_scale, schedule, through_unet, gradient_checkpointing, vae_slicing, vae_tiling
     )
     target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ConfigError("There is no prompt.", 'Give one at least; "" is the empty one.')
     maker = _Maker(
         target, encoder, rerank, out=out, n_images=n_images, seed=seed, keep=keep,
         interpolation=interpolation, device=device, models=models, overwrite=overwrite,
         progress=progress,
     )  # fmt: skip
     pipe = load_pipeline(pipeline, precision=precision, scheduler=scheduler, device=device)
-    text: dict[str, Any] = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "text_scale": text_scale,
-    }
+    text: dict[str, Any] = {"negative_prompt": negative_prompt, "text_scale": text_scale}
     settings = {
         "method": "BrainDiVE",
         "guidance": dataclasses.asdict(guidance),
         **text,
+        "prompts": prompts,
         "steps": steps,
         "size": size,
         "scheduler": type(pipe.scheduler).__name__,
@@ -468,9 +475,11 @@ def dive(
     }
 
     def make(seeds: Sequence[int], n_steps: int = steps) -> list[Image]:
+        said = [prompts[(s - seed) % len(prompts)] for s in seeds]
         return sample(
-            pipe, maker.objective, seeds, guidance=guidance, steps=n_steps, size=size, **text
-        )
+            pipe, maker.objective, seeds, guidance=guidance, prompt=said, steps=n_steps, size=size,
+            **text,
+        )  # fmt: skip
 
     # One step is enough to measure; PNDM needs more of them to begin with.
     trial = min(steps, 4)

@@ -23,6 +23,7 @@ from brainalign.captioning import (
     preferred_category,
     project,
     region_nouns,
+    region_prompts,
     section_from_captions,
     voxel_table,
 )
@@ -309,6 +310,13 @@ def test_results_on_disk_are_captioned_and_described(subject, clip, tmp_path):
     assert len(named) <= 3 and next(iter(named)).removesuffix("s") in known
     assert list(named.values()) == sorted(named.values(), reverse=True) and max(named.values()) <= 1
     assert region_nouns(out, "MT", tagger=tag) == {}
+    ids = captions["neuroid_id"].values[captions["roi"].values == "PPA"].tolist()
+    assert region_nouns(out, [*ids, "not captioned"], top=3, tagger=tag) == named
+    assert region_nouns(out, ["not captioned"], tagger=tag) == {}
+    prompts = region_prompts(out, ids, top=3, tagger=tag)
+    assert [p.split()[-1] for p in prompts] == list(named)
+    assert all(p.startswith("A photo of ") for p in prompts)
+    assert region_prompts(out, ["not captioned"], tagger=tag) == []
     section = section_from_captions([out], [tmp_path / "encoded"], tagger=tag)
     ids = [f.id for f in section.figures]
     assert "baseline" in ids and "clusters" in ids

@@ -10,7 +10,7 @@ import tiny_pipeline as tiny
 from brainalign.data.stimuli import read_stimuli
 from brainalign.data.store import write
 from brainalign.errors import ConfigError, UnavailableError, UnknownNameError
-from brainalign.synthesis import ascend_pixels, dive, load_pipeline, read_kept
+from brainalign.synthesis import ascend_pixels, dive, load_pipeline, read_kept, sample
 from brainalign.synthesis.objective import Target
 from brainalign.synthesis.sampling import largest_batch, predict_target
 
@@ -124,6 +124,24 @@ def test_ascent_on_pixels_raises_the_prediction(paths, tmp_path):
     assert made.index["target"].values.tolist() == ["A against B"] * 3
 
 
+def test_words_alone_make_images_with_their_prompts_in_turn(paths, tmp_path):
+    prompts = ["a photo of a face", "a photo of a house"]
+    options = {**OPTIONS, "n_images": 4, "scale": 0.0, "sag_scale": 0.0, "text_scale": 5.0}
+    made = dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "x", prompt=prompts, **options)
+    pipe = load_pipeline(paths / "pipe", scheduler="dpmsolver++", device="cpu")
+    alone = {"steps": 2, "text_scale": 5.0}
+    for pair in ([0, 1], [2, 3]):
+        plain = sample(pipe, None, [7 + i for i in pair], prompt=prompts, **alone)
+        for i, image in zip(pair, plain, strict=True):
+            assert np.array_equal(np.asarray(made.open(i)), np.asarray(image))
+    other = sample(pipe, None, [7, 8], prompt=prompts[::-1], **alone)
+    assert not np.array_equal(np.asarray(made.open(0)), np.asarray(other[0]))
+    assert json.loads(made.index.attrs["config"])["prompts"] == prompts
+    assert np.isfinite(made.index["predicted_guiding"]).all()
+    with pytest.raises(ConfigError, match="3 prompts came for 2 images"):
+        sample(pipe, None, [7, 8], prompt=["a"] * 3)
+
+
 def test_errors_come_before_the_first_seed(paths, tmp_path):
     for options, error, match in (
         ({"roi": "Z"}, UnknownNameError, "Z"),
@@ -131,6 +149,7 @@ def test_errors_come_before_the_first_seed(paths, tmp_path):
         ({"precision": "half"}, ConfigError, "precision"),
         ({"keep": 0}, ConfigError, "keep"),
         ({"schedule": "steep"}, ConfigError, "schedule"),
+        ({"prompt": []}, ConfigError, "no prompt"),
         ({"rerank": [paths / "two.zarr"] * 2}, ConfigError, "expected one for each"),
     ):
         with pytest.raises(error, match=match):

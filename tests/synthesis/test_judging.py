@@ -11,6 +11,7 @@ from scipy import stats
 from brainalign.data.section import read_section, write_section
 from brainalign.data.stimuli import write_stimuli
 from brainalign.data.store import read, write
+from brainalign.encoding import spherical_kmeans
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.features import load_model
 from brainalign.synthesis import ascend_pixels, judge
@@ -24,6 +25,7 @@ from brainalign.synthesis.judging import (
     preferred_label,
     rise_over_neuroids,
 )
+from brainalign.synthesis.objective import Target
 from brainalign.synthesis.sections import section_from_folders
 
 LABELS = np.array(["face", "place", "word", "body", "food"])
@@ -184,3 +186,54 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
         "sub-01, A, pixel ascent: above the best 1 % of natural images",
         "sub-01, A, pixel ascent: labelled red",
     }
+
+
+def test_a_cluster_is_judged_on_the_neuroids_that_it_was_made_for(
+    tmp_path, model, stimuli, colours
+):
+    # Directions at random have many divisions that are nearly as good: a search finds one by luck.
+    many = tiny.encoder(model, stimuli, n=150)
+    inside = many["roi"].values == "A"
+    w = many["weights"].values[inside] / many["feature_scale"].values
+    assert (spherical_kmeans(w, 4, seed=3)[0] != spherical_kmeans(w, 4)[0]).any()
+    write(many, tmp_path / "many.zarr", "encoder")
+    options = {"roi": "A", "cluster": 1, "n_clusters": 4}
+    made = ascend_pixels(
+        tmp_path / "many.zarr", out=tmp_path / "made", size=64, n_images=2, keep=1, steps=1,
+        seed=3, device="cpu", **options,
+    )  # fmt: skip
+    judged = judge(
+        {"pixel ascent": tmp_path / "made"}, stimuli.folder, encoder=tmp_path / "many.zarr",
+        guiding=tmp_path / "many.zarr", labeller=colours, labels=["red", "green", "blue"],
+        out=tmp_path / "judged.nc", top=(5,), n_bootstrap=10, seed=3, device="cpu", **options,
+    )  # fmt: skip
+    assert np.allclose(
+        sorted(judged["image_activation"].values), sorted(made.index["predicted_guiding"].values)
+    )
+    (cluster,) = Target("A", cluster=1, n_clusters=4).weights([many])
+    expected = many["neuroid_id"].values[cluster > 0].tolist()
+    assert read(tmp_path / "judged.nc")["neuroid_id"].values.tolist() == expected
+
+
+def test_clusters_are_shown_after_their_region(tmp_path, stimuli, encoder, colours):
+    write(encoder, tmp_path / "one.zarr", "encoder")
+    ascend_pixels(tmp_path / "one.zarr", out=tmp_path / "made", size=64, n_images=1, keep=1,
+                  steps=0, roi="A", device="cpu")  # fmt: skip
+    made = {"pixel ascent": tmp_path / "made"}
+    judge(made, stimuli.folder, encoder=tmp_path / "one.zarr", roi="A", against="B", device="cpu",
+          labeller=colours, labels=["red", "green", "blue"], out=tmp_path / "judged.nc", top=(5,),
+          n_bootstrap=10)  # fmt: skip
+    # Of a contrast the words are those of what is to be high.
+    wanted = read(tmp_path / "judged.nc")["neuroid_id"].values.tolist()
+    assert wanted == encoder["neuroid_id"].values[encoder["roi"].values == "A"].tolist()
+    names = ["s, food, cluster 1 of 2", "s, EBA", "s, food, cluster 2 of 2", "s, food"]
+    section = section_from_folders(
+        dict.fromkeys(names, tmp_path / "judged.nc"), dict.fromkeys(names, made),
+        natural=stimuli.folder,
+        cluster_of={n: "s, food" for n in names if "cluster" in n},
+        words={names[0]: {"apple": 0.6}, names[2]: {"pizza": 0.5}},
+    )  # fmt: skip
+    grids = [f for f in section.figures if f.kind == "image_grid"]
+    assert [f.title.partition(":")[0] for f in grids] == [names[3], names[0], names[2], names[1]]
+    assert grids[1].caption.endswith("Captions of the cluster's voxels name: apple (60 %).")
+    assert grids[2].caption.endswith("name: pizza (50 %).") and "name:" not in grids[0].caption

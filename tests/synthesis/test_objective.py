@@ -97,10 +97,28 @@ def test_a_planted_cluster_is_found(encoder):
     rng = np.random.default_rng(0)
     one, two = np.linalg.qr(rng.standard_normal((encoder.sizes["feature"], 2)))[0].T
     inside = np.flatnonzero(encoder["roi"].values == "A")
-    planted["weights"][inside] = rng.uniform(1, 9, (4, 1)) * np.stack([one, two, one, one])
+    planted["weights"][inside] = (
+        rng.uniform(1, 9, (4, 1)) * np.stack([one, two, one, one]) * planted["feature_scale"].values
+    )
     large, small = (Target("A", cluster=k, n_clusters=2).weights([planted])[0] for k in (0, 1))
     assert large[inside] == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
     assert small[inside] == pytest.approx([0, 1, 0, 0])
+
+
+def test_clusters_are_of_directions_of_the_features_as_they_are(encoder):
+    inside = np.flatnonzero(encoder["roi"].values == "A")
+    one, two = np.eye(encoder.sizes["feature"])[:2]
+    scale = np.ones(encoder.sizes["feature"])
+    scale[1] = 100
+    # At 0, 5, 84 and 90 degrees; standardised they are at 0, 84, 90 and 90.
+    directions = np.stack([one, one + 0.09 * two, one + 9 * two, two])
+    planted = encoder.assign(
+        weights=encoder["weights"].copy(deep=True), feature_scale=("feature", scale)
+    )
+    planted["weights"][inside] = directions * scale
+    (found,) = Target("A", cluster=0, n_clusters=2).clusters([planted])
+    assert found[inside].tolist() == [0, 0, 1, 1]
+    assert (np.delete(found, inside) == -1).all()
 
 
 def test_parts_and_several_encoders_are_averaged(model, stimuli, encoder):
