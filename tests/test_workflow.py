@@ -314,6 +314,14 @@ def test_what_guides_and_what_judges_is_fitted_to_different_halves(planned):
     assert "--half 2" in half and "--test seen_by_all" in half
 
 
+def test_every_predicted_voxel_is_captioned_and_the_report_keeps_to_the_regions(planned):
+    commands = [line for line in planned.splitlines() if line.startswith("Shell command: ")]
+    captions = [c for c in commands if "brainalign caption " in c]
+    assert len(captions) == 8 and not any("--rois" in c for c in captions)
+    [section] = [c for c in commands if "brainalign caption-section " in c]
+    assert "--rois OFA FFA EBA" in section
+
+
 def test_every_command_of_the_real_study_is_understood(planned):
     from brainalign.cli import _parser
 

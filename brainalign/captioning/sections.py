@@ -127,7 +127,8 @@ def captions_section(
         By subject, ``neuroid_id`` (vertex) of fsaverage5, left hemisphere first: where voxels of a
         volume lie on the map. Neuroids on that surface are their own.
     rois : sequence of str, optional
-        Regions, in order; by default all.
+        Regions to describe, in order; by default all. Voxels of no such region are on the maps and
+        in the tables all the same.
     n_clusters : int
         Into which each region of 10 voxels or more is split.
     categories : mapping of str to sequence of str
@@ -143,20 +144,19 @@ def captions_section(
     names = list(dict.fromkeys(r for m in members.values() for r in m))
     preferred = {s: preferred_category(ds, members[s], categories) for s, ds in captions.items()}
     placed = surfaces or {}
-    figures = [
-        _words(captions, members, names, tagger),
-        _categories(preferred, names),
-        *(
-            _surface(ds, _vertices(ds, placed.get(s)), preferred[s], s, categories, tagger)
-            for s, ds in [*captions.items()][:_SUBJECTS_MAPPED]
-            if s in placed or ("vertex" in ds.coords and ds.attrs.get("space") == _SPACE)
-        ),
+    figures = []
+    if names:
+        figures += [_words(captions, members, names, tagger), _categories(preferred, names)]
+    figures += [
+        _surface(ds, _vertices(ds, placed.get(s)), preferred[s], s, categories, tagger)
+        for s, ds in [*captions.items()][:_SUBJECTS_MAPPED]
+        if s in placed or ("vertex" in ds.coords and ds.attrs.get("space") == _SPACE)
     ]
     if weights:
         figures += _clusters(captions, weights, members, n_clusters, tagger, seed)
-        figures.append(_weight_map(captions, weights))
+        figures.append(_weight_map(captions, weights, members))
     figures.append(_faithfulness(captions, baselines or {}))
-    if baselines:
+    if baselines and names:
         figures.append(_baseline(captions, baselines, members, names, tagger))
     figures += [_table(ds, (scores or {}).get(s), s, tagger) for s, ds in captions.items()]
     first = next(iter(captions.values()))
@@ -173,6 +173,7 @@ def captions_section(
         summary=_estimates(captions, baselines or {}, preferred, truth or {}, categories),
         methods=_methods(first),
         references=dict(_REFERENCES),
+        exclusions=[f"No captioned voxel lies in {r}." for r in rois or () if r not in names],
         facts={"Captions of voxels": f"{sum(d.sizes['neuroid'] for d in captions.values()):,}"},
         order=45,
     )
@@ -349,11 +350,17 @@ def _clusters(
     ]
 
 
-def _weight_map(captions: Mapping[str, xr.Dataset], weights: Mapping[str, ArrayLike]) -> Figure:
+def _weight_map(
+    captions: Mapping[str, xr.Dataset],
+    weights: Mapping[str, ArrayLike],
+    members: Mapping[str, Mapping[str, NDArray[np.intp]]],
+) -> Figure:
     subject = next(iter(weights))
     w, ds = np.asarray(weights[subject]), captions[subject]
-    roi = ds["roi"].values.astype(str)
-    inside = np.flatnonzero(roi != "")
+    roi = np.full(len(w), "no ROI", dtype=object)
+    for name, index in reversed([*members[subject].items()]):
+        roi[index] = name
+    inside = np.flatnonzero(roi != "no ROI")
     inside = inside if len(inside) > 2 else np.arange(len(roi))
     thin = inside[np.linspace(0, len(inside) - 1, min(len(inside), _MOST_POINTS)).astype(int)]
     xy = embed_2d(w[thin]) if len(thin) > 2 else np.zeros((len(thin), 2))
@@ -361,7 +368,7 @@ def _weight_map(captions: Mapping[str, xr.Dataset], weights: Mapping[str, ArrayL
         {
             "x": ("observation", xy[:, 0]),
             "y": ("observation", xy[:, 1]),
-            "group": ("observation", np.where(roi[thin] == "", "no ROI", roi[thin])),
+            "group": ("observation", roi[thin].astype(str)),
             "label": ("observation", ds["caption"].values.astype(str)[thin, 0]),
         }
     )

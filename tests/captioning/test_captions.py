@@ -266,6 +266,31 @@ def test_a_section_shows_words_maps_clusters_and_voxels(captions, encoder, subje
     np.testing.assert_allclose(shown[[3, 10_250]], expected, rtol=1e-6)
 
 
+def test_regions_are_chosen_for_the_report_and_maps_and_tables_hold_every_voxel(captions, encoder):
+    on_mesh = captions.assign_attrs(space="fsaverage5", subject="sim")
+    weights = embedding_weights(encoder)
+    apart = np.flatnonzero(captions["roi"].values == "NULL")
+    section = captions_section(
+        {"sim": on_mesh, "other": captions.isel(neuroid=apart)}, rois=["PPA", "MT", "FFA"],
+        baselines={"sim": on_mesh}, weights={"sim": weights, "other": weights[apart]}, tagger=tag,
+    )  # fmt: skip
+    shown = {f.id: f.data for f in section.figures}
+    assert shown["words"]["row"].values.tolist() == ["PPA", "FFA"]
+    assert shown["categories"]["row"].values.tolist() == ["PPA", "FFA"]
+    assert set(shown["clusters"]["region"].values.tolist()) == {"PPA", "FFA"}
+    assert set(shown["weights"]["group"].values.tolist()) == {"PPA", "FFA"}
+    assert section.exclusions == ["No captioned voxel lies in MT."]
+    assert shown["voxels-sim"].sizes["row"] == captions.sizes["neuroid"]
+    assert shown["voxels-other"].sizes["row"] == N_NULL
+    on_map = shown["word-map-sim"]["percentile"].values
+    assert np.isfinite(on_map).sum() == captions.sizes["neuroid"]
+    none = captions_section({"sim": on_mesh}, rois=["MT"], weights={"sim": weights}, tagger=tag)
+    assert {f.id for f in none.figures} == {
+        "word-map-sim", "weights", "faithfulness", "voxels-sim"
+    }  # fmt: skip
+    assert np.isfinite(none.figures[0].data["percentile"].values).sum() == len(captions["neuroid"])
+
+
 def test_a_library_of_images_is_built_in_a_store(subject, clip, tmp_path):
     scenes, x, _, _ = subject
     stimuli = write_stimuli(
