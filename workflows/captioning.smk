@@ -91,7 +91,7 @@ rule captioning_section:
         OUT + "/benchmarks/captioning_section.tsv"
     params:
         options=options(
-            rois=CAPTIONING.get("rois"), clusters=CAPTIONING.get("clusters"), seed=config["seed"]
+            **{k: CAPTIONING.get(k) for k in ("rois", "word_maps", "clusters")}, seed=config["seed"]
         ),
     threads: resource("evaluate", "threads")
     resources:

@@ -33,6 +33,7 @@ _HOME = {
     "preferred_category": "words",
     "project": "projection",
     "region_nouns": "captions",
+    "region_word_share": "words",
     "section_from_captions": "sections",
     "top_nouns": "words",
     "voxel_table": "captions",

@@ -24,6 +24,7 @@ __all__ = [
     "noun_prompts",
     "nouns",
     "preferred_category",
+    "region_word_share",
     "top_nouns",
     "word_share",
 ]
@@ -299,11 +300,74 @@ def word_share(
     ndarray, shape (n_neuroids,)
         In 0..1.
     """
+    return _names_one(captions, words, tagger).mean(axis=1)
+
+
+def _names_one(
+    captions: xr.Dataset, words: Sequence[str] | frozenset[str], tagger: Tagger | None
+) -> NDArray[np.bool_]:
+    """Return, by neuroid and draw, whether a caption names one of the words."""
     wanted = {_singular(w.lower()) for w in words}
     grid = _grid(captions)
     whole = [_without_parts(c) for c in grid.ravel().tolist()]
     found = _noun_sets(np.array(whole, dtype=str).reshape(grid.shape), tagger)
-    return np.array([np.mean([bool(one & wanted) for one in v]) for v in found])
+    return np.array([[bool(one & wanted) for one in v] for v in found]).reshape(grid.shape)
+
+
+def region_word_share(
+    captions: xr.Dataset,
+    members: Mapping[str, ArrayLike],
+    words: Sequence[str] | frozenset[str] = PERSON_WORDS,
+    *,
+    confidence: float = 0.95,
+    tagger: Tagger | None = None,
+) -> xr.Dataset:
+    r"""Return the share of each region's captions that name one of some nouns.
+
+    .. math:: p_k = \frac{1}{|r|} \sum_{v \in r}
+              [\mathrm{caption}_{v, k} \cap \mathrm{words} \neq \emptyset], \qquad
+              \bar p \pm t_{K-1} \, s(p_1, \ldots, p_K) / \sqrt{K}
+
+    The interval is over the draws, which project on disjoint parts of the library: it says how far
+    the share hangs on which images were in it, and nothing about other voxels or other subjects.
+
+    Parameters
+    ----------
+    captions : Dataset
+        ``captions`` schema (neuroid, draw).
+    members : mapping of str to array of int
+        Neuroids of each region.
+    words : sequence of str
+        Nouns, singular; by default those that stand for a person.
+    confidence : float
+        Of the interval.
+    tagger : callable, optional
+        See `nouns`.
+
+    Returns
+    -------
+    Dataset
+        ``share``, ``low`` and ``high`` (roi), in 0..1: NaN for a region without neuroids, and the
+        ends of the interval also where there is one draw.
+    """
+    said = _names_one(captions, words, tagger)
+    k = said.shape[1]
+    share, half = np.full(len(members), np.nan), np.full(len(members), np.nan)
+    for i, index in enumerate(members.values()):
+        if not len(np.asarray(index)):
+            continue
+        by_draw = said[np.asarray(index)].mean(axis=0)
+        share[i] = by_draw.mean()
+        if k > 1:
+            half[i] = stats.t.ppf(0.5 + confidence / 2, k - 1) * by_draw.std(ddof=1) / np.sqrt(k)
+    return xr.Dataset(
+        {
+            "share": ("roi", share),
+            "low": ("roi", np.clip(share - half, 0, 1)),
+            "high": ("roi", np.clip(share + half, 0, 1)),
+        },
+        coords={"roi": list(members)},
+    )
 
 
 def preferred_category(

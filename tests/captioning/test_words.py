@@ -15,6 +15,7 @@ from brainalign.captioning import (
     noun_prompts,
     nouns,
     preferred_category,
+    region_word_share,
     top_nouns,
     word_share,
 )
@@ -129,6 +130,23 @@ def test_shares_of_nouns_and_persons():
     }  # fmt: skip
     with pytest.raises(SchemaError, match="neuroid, draw"):
         word_share(xr.Dataset({"caption": ("caption", ["a man"])}), tagger=tag)
+
+
+def test_shares_of_words_have_intervals_over_the_draws():
+    ds = captions_of([
+        ["a man", "a man", "a pizza"], ["a pizza", "a man", "a beach"],
+        ["a beach", "a beach", "a beach"],
+    ])  # fmt: skip
+    found = region_word_share(ds, {"A": [0, 1], "B": [2], "none": []}, ["man"], tagger=tag)
+    # Shares of the draws are 1/2, 1 and 0; t with two degrees of freedom is 4.303 at 95 %.
+    assert found["share"].values[:2].tolist() == [0.5, 0.0]
+    half = 4.3027 * 0.5 / np.sqrt(3)
+    assert (found["low"][0], found["high"][0]) == (max(0.5 - half, 0), min(0.5 + half, 1))
+    narrow = region_word_share(ds, {"A": [0, 1]}, ["man"], confidence=0.5, tagger=tag)
+    assert narrow["high"].values[0] == pytest.approx(0.5 + 0.8165 * 0.5 / np.sqrt(3), rel=1e-4)
+    assert found["high"].values[1] == 0 and np.isnan(found["share"].values[2])
+    alone = region_word_share(ds.isel(draw=[0]), {"A": [0, 1]}, ["man"], tagger=tag)
+    assert alone["share"].values[0] == 0.5 and np.isnan(alone["low"].values[0])
 
 
 def test_a_category_needs_a_majority_with_confidence():
