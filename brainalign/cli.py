@@ -519,10 +519,10 @@ def _caption_section(args: argparse.Namespace) -> int:
     from brainalign.data.store import provenance
 
     section = section_from_captions(
-        args.captions, args.encoded, data=args.data, rois=args.rois, n_clusters=args.clusters,
-        seed=args.seed,
+        args.captions, args.encoded, data=args.data, rois=args.rois, word_maps=args.word_maps,
+        n_clusters=args.clusters, seed=args.seed,
     )  # fmt: skip
-    settings = {"rois": args.rois, "clusters": args.clusters}
+    settings = {"rois": args.rois, "word_maps": args.word_maps, "clusters": args.clusters}
     write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
     return 0
 
@@ -1317,6 +1317,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--encoded", type=Path, nargs="*", default=[], help="what was captioned")
     p.add_argument("--data", type=Path, help="output of `responses`: truth, and voxels of vertices")
     p.add_argument("--rois", nargs="+")
+    p.add_argument(
+        "--word-maps", type=json.loads, default={},
+        help="nouns by what they stand for, besides person, as JSON",
+    )  # fmt: skip
     p.add_argument("--clusters", type=int, default=2, help="that each region is split into")
     p.add_argument("--out", type=Path, required=True)
 

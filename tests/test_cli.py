@@ -343,5 +343,7 @@ def test_captions_and_their_section_get_their_options(called):
     given = called["caption_result"].call_args.kwargs
     assert (given["n_draws"], given["rois"], given["q"]) == (3, ["FFA", "OFA"], 0.1)
     words = ["caption-section", "s1.zarr", "--encoded", "encoded", "--out", "section"]
-    assert main([*words, "--clusters", "4"]) == 0
-    assert called["section_from_captions"].call_args.kwargs["n_clusters"] == 4
+    maps = {"animals": ["dog", "cat"]}
+    assert main([*words, "--clusters", "4", "--word-maps", json.dumps(maps)]) == 0
+    given = called["section_from_captions"].call_args.kwargs
+    assert given["n_clusters"] == 4 and given["word_maps"] == maps

@@ -170,6 +170,8 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("captioning", "library"), {}, "at captioning.library"),
         (("captioning", "library"), {"study": "nds"}, "Did you mean 'nsd'"),
         (("captioning", "library"), {"study": "nsd", "folder": "x"}, "at captioning.library"),
+        (("captioning", "word_maps"), {"animals": []}, "at captioning.word_maps.animals"),
+        (("captioning", "word_maps"), {"wild animals": ["lion"]}, "wild animals"),
         (("captioning", "baseline"), {"flag": "test"}, "a folder, or a study"),
         (("captioning", "baseline"), {"folder": "x", "flag": "test"}, "a folder, or a study"),
         (("captioning", "baseline"), {"study": "nds"}, "Did you mean 'nsd'"),

@@ -388,6 +388,13 @@ def test_what_guides_ranks_and_judges_are_three_encoders(planned):
         assert "--half 2" in half and "--test seen_by_all" in half
 
 
+def test_every_predicted_voxel_is_captioned_and_the_report_keeps_to_the_regions(planned):
+    captions = commands(planned, "caption")
+    assert len(captions) == 8 and not any("--rois" in words for words in captions)
+    [section] = commands(planned, "caption-section")
+    assert section[section.index("--rois") + 1 :][:3] == ["OFA", "FFA", "EBA"]
+
+
 def test_regions_are_shown_with_what_captions_say_of_them(planned, pictured):
     # The model that is put into words need not be the one that guides.
     shown = panels(planned)

@@ -61,7 +61,7 @@ rule caption:
         options=lambda w: options(
             captioner=CAPTIONING["captioner"]["name"],
             tokenizer=CAPTIONING["captioner"]["tokenizer"],
-            **{k: CAPTIONING.get(k) for k in ("draws", "temperature", "q", "beams", "max_tokens", "rois")},
+            **{k: CAPTIONING.get(k) for k in ("draws", "temperature", "q", "beams", "max_tokens")},
             held_out=OUT + "/captioning/baseline.json" if BASELINE else None,
             held_out_stimuli=captioning_images("baseline") if "flag" in BASELINE else None,
             held_out_flag=BASELINE.get("flag"),
@@ -91,7 +91,7 @@ rule captioning_section:
         OUT + "/benchmarks/captioning_section.tsv"
     params:
         options=options(
-            rois=CAPTIONING.get("rois"), clusters=CAPTIONING.get("clusters"), seed=config["seed"]
+            **{k: CAPTIONING.get(k) for k in ("rois", "word_maps", "clusters")}, seed=config["seed"]
         ),
     threads: resource("evaluate", "threads")
     resources:

@@ -34,6 +34,7 @@ _HOME = {
     "project": "projection",
     "region_nouns": "captions",
     "region_prompts": "captions",
+    "region_word_share": "words",
     "section_from_captions": "sections",
     "top_nouns": "words",
     "voxel_table": "captions",

@@ -19,6 +19,7 @@ from brainalign.captioning.words import (
     cluster_words,
     embed_2d,
     preferred_category,
+    region_word_share,
     top_nouns,
     word_share,
 )
@@ -33,7 +34,8 @@ from brainalign.errors import ConfigError
 __all__ = ["captions_section", "section_from_captions"]
 
 _SPACE = "fsaverage5"
-_SUBJECTS_MAPPED = 3
+_PERSON = "person"
+_WORDS_LISTED = 8
 _MOST_POINTS = 3000
 _WORDS_PER_ROI = 3
 _FEWEST = 10
@@ -45,6 +47,7 @@ def section_from_captions(
     *,
     data: str | Path | None = None,
     rois: Sequence[str] | None = None,
+    word_maps: Mapping[str, Sequence[str]] | None = None,
     n_clusters: int = 2,
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
     tagger: Tagger | None = None,
@@ -63,7 +66,7 @@ def section_from_captions(
     data : path, optional
         The bundle of the study: its extras hold the truth of simulated subjects, and the voxels
         that vertices lie in (``surface_SUBJECT``).
-    rois, n_clusters, categories, tagger, seed
+    rois, word_maps, n_clusters, categories, tagger, seed
         See `captions_section`.
     """
     if encoded and len(encoded) != len(captions):
@@ -91,7 +94,8 @@ def section_from_captions(
     )
     return captions_section(
         said, baselines=baselines, weights=weights, scores=scores, truth=truth, surfaces=surfaces,
-        rois=rois, n_clusters=n_clusters, categories=categories, tagger=tagger, seed=seed,
+        rois=rois, word_maps=word_maps, n_clusters=n_clusters, categories=categories,
+        tagger=tagger, seed=seed,
     )  # fmt: skip
 
 
@@ -104,6 +108,7 @@ def captions_section(
     truth: Mapping[str, xr.Dataset] | None = None,
     surfaces: Mapping[str, xr.Dataset] | None = None,
     rois: Sequence[str] | None = None,
+    word_maps: Mapping[str, Sequence[str]] | None = None,
     n_clusters: int = 2,
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
     tagger: Tagger | None = None,
@@ -127,7 +132,11 @@ def captions_section(
         By subject, ``neuroid_id`` (vertex) of fsaverage5, left hemisphere first: where voxels of a
         volume lie on the map. Neuroids on that surface are their own.
     rois : sequence of str, optional
-        Regions, in order; by default all.
+        Regions to describe, in order; by default all. Voxels of no such region are on the maps and
+        in the tables all the same.
+    word_maps : mapping of str to sequence of str, optional
+        Nouns, singular, by what they stand for; the share of captions that name one is drawn by
+        region and on the surface, after that of words for a person (``"person"``).
     n_clusters : int
         Into which each region of 10 voxels or more is split.
     categories : mapping of str to sequence of str
@@ -143,20 +152,24 @@ def captions_section(
     names = list(dict.fromkeys(r for m in members.values() for r in m))
     preferred = {s: preferred_category(ds, members[s], categories) for s, ds in captions.items()}
     placed = surfaces or {}
-    figures = [
-        _words(captions, members, names, tagger),
-        _categories(preferred, names),
-        *(
-            _surface(ds, _vertices(ds, placed.get(s)), preferred[s], s, categories, tagger)
-            for s, ds in [*captions.items()][:_SUBJECTS_MAPPED]
-            if s in placed or ("vertex" in ds.coords and ds.attrs.get("space") == _SPACE)
-        ),
+    named: dict[str, Sequence[str]] = {_PERSON: sorted(PERSON_WORDS), **(word_maps or {})}
+    figures = []
+    if names:
+        figures += [_words(captions, members, names, tagger), _categories(preferred, names)]
+        figures += [
+            _shares(captions, members, names, name, listed, tagger)
+            for name, listed in named.items()
+        ]
+    figures += [
+        _surface(ds, _vertices(ds, placed.get(s)), preferred[s], s, categories, named, tagger)
+        for s, ds in captions.items()
+        if s in placed or ("vertex" in ds.coords and ds.attrs.get("space") == _SPACE)
     ]
     if weights:
         figures += _clusters(captions, weights, members, n_clusters, tagger, seed)
-        figures.append(_weight_map(captions, weights))
+        figures.append(_weight_map(captions, weights, members))
     figures.append(_faithfulness(captions, baselines or {}))
-    if baselines:
+    if baselines and names:
         figures.append(_baseline(captions, baselines, members, names, tagger))
     figures += [_table(ds, (scores or {}).get(s), s, tagger) for s, ds in captions.items()]
     first = next(iter(captions.values()))
@@ -173,6 +186,7 @@ def captions_section(
         summary=_estimates(captions, baselines or {}, preferred, truth or {}, categories),
         methods=_methods(first),
         references=dict(_REFERENCES),
+        exclusions=[f"No captioned voxel lies in {r}." for r in rois or () if r not in names],
         facts={"Captions of voxels": f"{sum(d.sizes['neuroid'] for d in captions.values()):,}"},
         order=45,
     )
@@ -246,6 +260,44 @@ def _categories(preferred: Mapping[str, xr.Dataset], names: Sequence[str]) -> Fi
     )
 
 
+def _said(name: str) -> str:
+    return "a person" if name == _PERSON else name.replace("_", " ")
+
+
+def _shares(
+    captions: Mapping[str, xr.Dataset],
+    members: Mapping[str, Mapping[str, NDArray[np.intp]]],
+    names: Sequence[str],
+    name: str,
+    words: Sequence[str],
+    tagger: Tagger | None,
+) -> Figure:
+    tables = [
+        region_word_share(ds, members[s], words, tagger=tagger).reindex(roi=[*names])
+        for s, ds in captions.items()
+    ]
+    ds = xr.Dataset(
+        {
+            drawn: (("item", "series"), 100 * np.stack([t[own].values for t in tables], axis=1))
+            for drawn, own in (("value", "share"), ("low", "low"), ("high", "high"))
+        },
+        coords={"item": [*names], "series": [*captions]},
+    )
+    ds["value"].attrs = {"long_name": f"captions that name {_said(name)}", "units": "%"}
+    listed = ", ".join(words[:_WORDS_LISTED])
+    more = f" and {len(words) - _WORDS_LISTED} more" if len(words) > _WORDS_LISTED else ""
+    return Figure(
+        f"share-{name}",
+        "points",
+        f"Captions of each region that name {_said(name)}",
+        f"Share of the captions of a region's voxels with a noun of this list: {listed}{more}. "
+        "Lines are 95 % intervals over the draws: how far the share hangs on the images that were "
+        "projected on, and no statement about other subjects.",
+        ds,
+        {"y_label": f"captions that name {_said(name)} (%)", "y_range": [-2, 102]},
+    )
+
+
 def _vertices(captions: xr.Dataset, surface: xr.Dataset | None) -> NDArray[np.intp]:
     """Return the neuroid of each vertex of fsaverage5, left hemisphere first; -1 for none."""
     if surface is not None:
@@ -264,6 +316,7 @@ def _surface(
     preferred: xr.Dataset,
     subject: str,
     categories: Mapping[str, Sequence[str]],
+    named: Mapping[str, Sequence[str]],
     tagger: Tagger | None,
 ) -> Figure:
     place = {c: float(i) for i, c in enumerate(categories)}
@@ -275,11 +328,14 @@ def _surface(
             category,
             {"long_name": "Category", "cmap": "categorical", "labels": json.dumps([*categories])},
         ),
-        "person": (
-            word_share(captions, PERSON_WORDS, tagger),
-            {"long_name": "Share of captions that name a person", "units": "",
-             "cmap": "sequential"},
-        ),
+        **{
+            f"share_{name}": (
+                word_share(captions, words, tagger),
+                {"long_name": f"Share of captions that name {_said(name)}", "units": "",
+                 "cmap": "sequential"},
+            )
+            for name, words in named.items()
+        },
         "percentile": (
             captions["percentile"].mean("draw").values,
             {"long_name": "Faithfulness", "units": "percentile", "cmap": "sequential"},
@@ -293,12 +349,13 @@ def _surface(
             "hemisphere": ("vertex", np.repeat(["L", "R"], N_VERTICES)),
         },
     )  # fmt: skip
+    about = ", ".join(map(_said, named))
     return Figure(
         f"word-map-{subject}",
         "surface",
         f"{subject}: cortex coloured by meaning",
         "What the captions of each vertex are about, on the inflated fsaverage5 surface: the "
-        "category that most of them mention first, the share that name a person, and their "
+        f"category that most of them mention first, the share that name {about}, and their "
         "faithfulness. Grey is not captioned. Turn the brain with the mouse; choose the map above "
         "it.",
         ds,
@@ -349,11 +406,17 @@ def _clusters(
     ]
 
 
-def _weight_map(captions: Mapping[str, xr.Dataset], weights: Mapping[str, ArrayLike]) -> Figure:
+def _weight_map(
+    captions: Mapping[str, xr.Dataset],
+    weights: Mapping[str, ArrayLike],
+    members: Mapping[str, Mapping[str, NDArray[np.intp]]],
+) -> Figure:
     subject = next(iter(weights))
     w, ds = np.asarray(weights[subject]), captions[subject]
-    roi = ds["roi"].values.astype(str)
-    inside = np.flatnonzero(roi != "")
+    roi = np.full(len(w), "no ROI", dtype=object)
+    for name, index in reversed([*members[subject].items()]):
+        roi[index] = name
+    inside = np.flatnonzero(roi != "no ROI")
     inside = inside if len(inside) > 2 else np.arange(len(roi))
     thin = inside[np.linspace(0, len(inside) - 1, min(len(inside), _MOST_POINTS)).astype(int)]
     xy = embed_2d(w[thin]) if len(thin) > 2 else np.zeros((len(thin), 2))
@@ -361,7 +424,7 @@ def _weight_map(captions: Mapping[str, xr.Dataset], weights: Mapping[str, ArrayL
         {
             "x": ("observation", xy[:, 0]),
             "y": ("observation", xy[:, 1]),
-            "group": ("observation", np.where(roi[thin] == "", "no ROI", roi[thin])),
+            "group": ("observation", roi[thin].astype(str)),
             "label": ("observation", ds["caption"].values.astype(str)[thin, 0]),
         }
     )

@@ -24,6 +24,7 @@ __all__ = [
     "noun_prompts",
     "nouns",
     "preferred_category",
+    "region_word_share",
     "top_nouns",
     "word_share",
 ]
@@ -69,13 +70,41 @@ CATEGORY_WORDS: dict[str, tuple[str, ...]] = {
         "key", "lamp", "object", "pan", "saucepan", "scissors", "thing", "tool", "toy", "umbrella",
     ),
 }  # fmt: skip
-_IRREGULAR = {
-    "men": "man", "women": "woman", "people": "people", "children": "child", "feet": "foot",
-    "teeth": "tooth", "bodies": "body", "mice": "mouse", "geese": "goose", "buses": "bus",
-    "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf",
-    # No singular of their own.
-    **{w: w for w in ("clothes", "glasses", "goggles", "jeans", "scissors", "series")},
+#: What has no singular of its own, or is not counted.
+_NO_SINGULAR = frozenset(
+    "binoculars clothes eyeglasses glasses goggles headquarters jeans leggings news overalls "
+    "pajamas pants people pliers pyjamas scissors series shorts species sunglasses tights tongs "
+    "trousers".split()
+)
+#: Nouns whose plural the rules of `_singular` would take for another noun's, by their singular.
+_LIKE_KNIVES = (
+    "bookshelf calf elf half hoof housewife knife leaf life loaf midwife scarf self sheaf shelf "
+    "thief werewolf wharf wife wolf"
+)
+_WITH_S = (
+    "ache aloe auntie avalanche axe barbie beanie bikini birdie bowtie brownie cache calorie canoe "
+    "collie cookie cutie doe doggie emu floe foe foodie fuse genie goalie gnu guru headache hippie "
+    "hoe hoodie horseshoe jacuzzi junkie kiddie kiwi magpie menu moustache movie muse mustache "
+    "necktie oboe panini pixie prairie quiche rookie safari selfie shoe ski smoothie snowshoe "
+    "sortie sweetie talkie taxi toe toothache tutu tv veggie zombie zucchini"
+)
+_ENDING_IN_S = "alias atlas bias bus canvas christmas gas iris lens pancreas"
+_PLURALS = {
+    **{re.sub("fe?$", "ves", w): w for w in _LIKE_KNIVES.split()},
+    **{w + "s": w for w in _WITH_S.split()},
+    **{plural: w for w in _ENDING_IN_S.split() for plural in (w, w + "es")},
+    "busses": "bus", "cacti": "cactus", "children": "child", "feet": "foot", "geese": "goose",
+    "grandchildren": "grandchild", "lice": "louse", "mice": "mouse", "oxen": "ox",
+    "quizzes": "quiz", "teeth": "tooth",
+    **{w: w for w in ("abdomen", "omen", "ramen", "regimen", "specimen", "stamen")},
 }  # fmt: skip
+#: Parts that animals and statues have as well as persons.
+_PARTS = frozenset({"face", *CATEGORY_WORDS["bodies"]})
+#: An owner, and up to two words of what it has.
+_POSSESSIVE = re.compile(
+    r"\b(?!(?:he|here|it|she|that|there|what|who)'s)([a-z]+?)('s|s')((?:\s+[a-z]+){1,2})",
+    re.IGNORECASE,
+)
 _MOST_T_SNE = 5000
 
 
@@ -121,14 +150,31 @@ def _textblob(captions: Sequence[str]) -> list[list[str]]:
 
 
 def _singular(noun: str) -> str:
-    if noun in _IRREGULAR:
-        return _IRREGULAR[noun]
+    if noun in _NO_SINGULAR:
+        return noun
+    if noun in _PLURALS:
+        return _PLURALS[noun]
+    if noun.endswith("men"):
+        return noun[:-3] + "man"
     if noun.endswith("ies") and len(noun) > 4:
         return noun[:-3] + "y"
-    if re.search(r"(ch|sh|ss|x|zz)es$", noun):
+    if re.search(r"((ch|sh|ss|x|zz|o)|[^aeo]us)es$", noun):
         return noun[:-2]
     # What ends in "ss", "us" or "is" is no plural.
     return noun[:-1] if re.search(r"..[^sui]s$", noun) else noun
+
+
+def _without_parts(text: str) -> str:
+    """Return a caption without parts of the body that are no person's, as in "a dog's face"."""
+
+    def kept(found: re.Match[str]) -> str:
+        owner, mark, owned = found.groups()
+        if _singular(owner.lower()) in PERSON_WORDS:
+            return found[0]
+        others = [w for w in owned.split() if _singular(w.lower()) not in _PARTS]
+        return " ".join([owner + mark, *others])
+
+    return _POSSESSIVE.sub(kept, text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
 def first_mentioned(text: str, categories: Mapping[str, Sequence[str]]) -> str | None:
@@ -144,9 +190,11 @@ def first_mentioned(text: str, categories: Mapping[str, Sequence[str]]) -> str |
     Returns
     -------
     str or None
-        None where none is mentioned. Of names that begin at one word, the longest counts.
+        None where none is mentioned. Of names that begin at one word, the longest counts. A face,
+        or another part of the body, does not count where it belongs to what is no person: "a dog's
+        face".
     """
-    words = re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
+    words = re.findall(r"[a-z]+(?:'[a-z]+)?", _without_parts(text).lower())
     single = [_singular(w) for w in words]
     forms = {
         tuple(_singular(w) for w in form.lower().split()): category
@@ -236,6 +284,8 @@ def word_share(
 ) -> NDArray[np.float64]:
     """Return the share of each voxel's captions that name one of some nouns.
 
+    The face of what is no person, "a dog's face", names none.
+
     Parameters
     ----------
     captions : Dataset
@@ -250,9 +300,74 @@ def word_share(
     ndarray, shape (n_neuroids,)
         In 0..1.
     """
+    return _names_one(captions, words, tagger).mean(axis=1)
+
+
+def _names_one(
+    captions: xr.Dataset, words: Sequence[str] | frozenset[str], tagger: Tagger | None
+) -> NDArray[np.bool_]:
+    """Return, by neuroid and draw, whether a caption names one of the words."""
     wanted = {_singular(w.lower()) for w in words}
-    found = _noun_sets(_grid(captions), tagger)
-    return np.array([np.mean([bool(one & wanted) for one in v]) for v in found])
+    grid = _grid(captions)
+    whole = [_without_parts(c) for c in grid.ravel().tolist()]
+    found = _noun_sets(np.array(whole, dtype=str).reshape(grid.shape), tagger)
+    return np.array([[bool(one & wanted) for one in v] for v in found]).reshape(grid.shape)
+
+
+def region_word_share(
+    captions: xr.Dataset,
+    members: Mapping[str, ArrayLike],
+    words: Sequence[str] | frozenset[str] = PERSON_WORDS,
+    *,
+    confidence: float = 0.95,
+    tagger: Tagger | None = None,
+) -> xr.Dataset:
+    r"""Return the share of each region's captions that name one of some nouns.
+
+    .. math:: p_k = \frac{1}{|r|} \sum_{v \in r}
+              [\mathrm{caption}_{v, k} \cap \mathrm{words} \neq \emptyset], \qquad
+              \bar p \pm t_{K-1} \, s(p_1, \ldots, p_K) / \sqrt{K}
+
+    The interval is over the draws, which project on disjoint parts of the library: it says how far
+    the share hangs on which images were in it, and nothing about other voxels or other subjects.
+
+    Parameters
+    ----------
+    captions : Dataset
+        ``captions`` schema (neuroid, draw).
+    members : mapping of str to array of int
+        Neuroids of each region.
+    words : sequence of str
+        Nouns, singular; by default those that stand for a person.
+    confidence : float
+        Of the interval.
+    tagger : callable, optional
+        See `nouns`.
+
+    Returns
+    -------
+    Dataset
+        ``share``, ``low`` and ``high`` (roi), in 0..1: NaN for a region without neuroids, and the
+        ends of the interval also where there is one draw.
+    """
+    said = _names_one(captions, words, tagger)
+    k = said.shape[1]
+    share, half = np.full(len(members), np.nan), np.full(len(members), np.nan)
+    for i, index in enumerate(members.values()):
+        if not len(np.asarray(index)):
+            continue
+        by_draw = said[np.asarray(index)].mean(axis=0)
+        share[i] = by_draw.mean()
+        if k > 1:
+            half[i] = stats.t.ppf(0.5 + confidence / 2, k - 1) * by_draw.std(ddof=1) / np.sqrt(k)
+    return xr.Dataset(
+        {
+            "share": ("roi", share),
+            "low": ("roi", np.clip(share - half, 0, 1)),
+            "high": ("roi", np.clip(share + half, 0, 1)),
+        },
+        coords={"roi": list(members)},
+    )
 
 
 def preferred_category(
@@ -445,6 +560,6 @@ def noun_prompts(table: xr.Dataset, *, top: int = 5) -> dict[str, list[tuple[str
 
 
 def _with_article(noun: str) -> str:
-    if noun in ("people", "text", "food") or _IRREGULAR.get(noun) == noun:
+    if noun in ("text", "food") or noun in _NO_SINGULAR:
         return noun
     return ("an " if noun[0] in "aeiou" else "a ") + noun

@@ -10,6 +10,7 @@ import xarray as xr
 from PIL import Image
 
 from brainalign.captioning import (
+    PERSON_WORDS,
     build_library,
     caption_best_images,
     caption_encoder,
@@ -26,6 +27,7 @@ from brainalign.captioning import (
     region_prompts,
     section_from_captions,
     voxel_table,
+    word_share,
 )
 from brainalign.data.schema import validate
 from brainalign.data.section import read_section, write_section
@@ -236,19 +238,31 @@ def test_captions_are_an_artefact_and_a_table(captions, tmp_path):
 
 def test_a_section_shows_words_maps_clusters_and_voxels(captions, encoder, subject, tmp_path):
     on_mesh = captions.assign_attrs(space="fsaverage5", subject="sim")
-    truth = subject[3].truth
+    truth, sweets = subject[3].truth, ["cake", "donut", "cream"]
     categories = {**CATEGORY, "FRUIT": "food", "SWEET": "food", "NULL": ""}
     planted = truth.assign(preference=("neuroid", [categories[r] for r in truth["roi"].values]))
     section = captions_section(
         {"sim": on_mesh}, baselines={"sim": on_mesh}, truth={"sim": planted},
-        weights={"sim": embedding_weights(encoder)}, tagger=tag,
+        weights={"sim": embedding_weights(encoder)}, tagger=tag, word_maps={"sweets": sweets},
     )  # fmt: skip
     kinds = {f.id: f.kind for f in read_section(write_section(section, tmp_path / "s")).figures}
     assert kinds == {
-        "words": "heatmap", "categories": "heatmap", "word-map-sim": "surface", "clusters": "table",
+        "words": "heatmap", "categories": "heatmap", "share-person": "points",
+        "share-sweets": "points", "word-map-sim": "surface", "clusters": "table",
         "weights": "scatter", "faithfulness": "distribution", "baseline": "table",
         "voxels-sim": "table",
     }  # fmt: skip
+    shown = {f.id: f.data for f in section.figures}
+    for name, words, highest in (("person", PERSON_WORDS, "FFA"), ("sweets", sweets, "SWEET")):
+        own = word_share(captions, words, tag)
+        drawn = shown[f"share-{name}"].sel(series="sim")
+        assert drawn["item"].values[drawn["value"].values.argmax()] == highest
+        for roi in ROIS:
+            point = drawn.sel(item=roi)
+            assert point["value"] == pytest.approx(100 * own[captions["roi"].values == roi].mean())
+            assert point["low"] <= point["value"] <= point["high"]
+        on_map = shown["word-map-sim"][f"share_{name}"].values
+        np.testing.assert_allclose(on_map[np.isfinite(on_map)].sum(), own.sum(), rtol=1e-5)
     estimates = {e.label: e.value for e in section.summary}
     assert estimates["Selective voxels whose planted category is named"] >= 85
     assert any("NULL" in f.caption for f in section.figures if f.id == "categories")
@@ -265,6 +279,41 @@ def test_a_section_shows_words_maps_clusters_and_voxels(captions, encoder, subje
     assert np.flatnonzero(np.isfinite(shown)).tolist() == [3, 10_250]
     expected = captions["percentile"].mean("draw").values[[5, 0]]
     np.testing.assert_allclose(shown[[3, 10_250]], expected, rtol=1e-6)
+
+
+def test_regions_are_chosen_for_the_report_and_maps_and_tables_hold_every_voxel(captions, encoder):
+    on_mesh = captions.assign_attrs(space="fsaverage5", subject="sim")
+    weights = embedding_weights(encoder)
+    apart = np.flatnonzero(captions["roi"].values == "NULL")
+    section = captions_section(
+        {"sim": on_mesh, "other": captions.isel(neuroid=apart)}, rois=["PPA", "MT", "FFA"],
+        baselines={"sim": on_mesh}, weights={"sim": weights, "other": weights[apart]}, tagger=tag,
+    )  # fmt: skip
+    shown = {f.id: f.data for f in section.figures}
+    assert shown["words"]["row"].values.tolist() == ["PPA", "FFA"]
+    assert shown["categories"]["row"].values.tolist() == ["PPA", "FFA"]
+    assert set(shown["clusters"]["region"].values.tolist()) == {"PPA", "FFA"}
+    assert set(shown["weights"]["group"].values.tolist()) == {"PPA", "FFA"}
+    assert section.exclusions == ["No captioned voxel lies in MT."]
+    assert shown["voxels-sim"].sizes["row"] == captions.sizes["neuroid"]
+    assert shown["voxels-other"].sizes["row"] == N_NULL
+    on_map = shown["word-map-sim"]["percentile"].values
+    assert np.isfinite(on_map).sum() == captions.sizes["neuroid"]
+    none = captions_section({"sim": on_mesh}, rois=["MT"], weights={"sim": weights}, tagger=tag)
+    assert {f.id for f in none.figures} == {
+        "word-map-sim", "weights", "faithfulness", "voxels-sim"
+    }  # fmt: skip
+    assert np.isfinite(none.figures[0].data["percentile"].values).sum() == len(captions["neuroid"])
+
+
+def test_every_subject_that_has_a_surface_is_mapped(captions):
+    few = captions.isel(neuroid=slice(12))
+    on_mesh = few.assign_attrs(space="fsaverage5")
+    subjects = {"volume": few.drop_vars("vertex"), **{f"sim{i}": on_mesh for i in range(5)}}
+    section = captions_section(subjects, tagger=tag)
+    assert [f.id for f in section.figures if f.kind == "surface"] == [
+        f"word-map-sim{i}" for i in range(5)
+    ]
 
 
 def test_a_library_of_images_is_built_in_a_store(subject, clip, tmp_path):

@@ -15,6 +15,7 @@ from brainalign.captioning import (
     noun_prompts,
     nouns,
     preferred_category,
+    region_word_share,
     top_nouns,
     word_share,
 )
@@ -57,19 +58,33 @@ def test_nouns_are_singular_and_a_caption_is_tagged_once():
     found = nouns(["two men with pizzas", "a man", "two men with pizzas"], counted)
     assert found == [["man", "pizza"], ["man"], ["man", "pizza"]]
     assert seen == ["two men with pizzas", "a man"]
-    plurals = [
-        "Photos",
-        "beaches",
-        "glasses",
-        "buses",
-        "bodies",
-        "boxes",
-        "grass",
-        "cars",
-        "tennis",
-    ]
-    told = nouns(["x"], lambda _: [plurals])[0]
-    assert told == ["beach", "glasses", "bus", "body", "box", "grass", "car", "tennis"]
+
+
+#: As captions of everyday scenes name them: plural, singular; one word where the two are one.
+SINGULARS = """
+    axes axe, babies baby, beaches beach, benches bench, bikinis bikini, bodies body, boxes box,
+    brownies brownie, brushes brush, bus, buses bus, cactuses cactus, canoes canoe, canvas,
+    canvases canvas, cars car, cherries cherry, children child, clothes, cookies cookie,
+    dishes dish, donuts donut, dress, dresses dress, feet foot, firemen fireman, fries fry,
+    giraffes giraffe, glass, glasses, gloves glove, grass, grandchildren grandchild, halves half,
+    headaches headache, heroes hero, horses horse, houses house, jeans, knives knife, leaves leaf,
+    lens, lenses lens, loaves loaf, mattresses mattress, men man, menus menu, mice mouse,
+    movies movie, olives olive, people, photographs photograph, pies pie, pizzas pizza,
+    policemen policeman, potatoes potato, ramen, sandwiches sandwich, scarves scarf, scissors,
+    sheep, shelves shelf, shoes shoe, skies sky, skis ski, sleeves sleeve, sofas sofa, sunglasses,
+    tables table, taxis taxi, teeth tooth, tennis, ties tie, toes toe, tomatoes tomato, vases vase,
+    viruses virus, watches watch, waves wave, wives wife, wolves wolf, women woman, zebras zebra
+"""
+
+
+def test_plurals_become_their_singular_and_what_is_none_stays():
+    pairs = [line.split() for line in SINGULARS.replace("\n", " ").split(",")]
+    expected = [p[-1] for p in pairs if p[-1] != "photograph"]
+    told = nouns(["x"], lambda _: [[p[0].capitalize() for p in pairs]])[0]
+    assert len(expected) > 60 and told == expected
+    # What is singular already stays so.
+    again = nouns(["x"], lambda _: [expected])[0]
+    assert again == expected
 
 
 def test_what_is_mentioned_first_counts_and_phrases_before_words():
@@ -78,6 +93,23 @@ def test_what_is_mentioned_first_counts_and_phrases_before_words():
     assert first_mentioned("a dog that is hot", categories) == "animals"
     assert first_mentioned("old men, one with a pizza", categories) == "people"
     assert first_mentioned("nothing of the kind", categories) is None
+
+
+def test_a_face_counts_where_it_is_a_persons():
+    persons = {"people": ["person", "face"], "bodies": ["hand", "leg"], "words": ["sign"]}
+    assert first_mentioned("a close up of a dog's face", persons) is None
+    assert first_mentioned("a cat\N{RIGHT SINGLE QUOTATION MARK}s furry face", persons) is None
+    assert first_mentioned("the dogs' legs behind a sign", persons) == "words"
+    assert first_mentioned("a store's sign", persons) == "words"
+    assert first_mentioned("the children's faces", persons) == "people"
+    assert first_mentioned("a man's left hand", persons) == "bodies"
+    assert first_mentioned("it's a face", persons) == "people"
+    ds = captions_of([["a dog's face", "a man's face"], ["two faces", "a table"]])
+
+    def everything(captions):
+        return [c.replace("'", " ").split() for c in captions]
+
+    assert word_share(ds, ["face"], everything).tolist() == [0.5, 0.5]
 
 
 def test_shares_of_nouns_and_persons():
@@ -98,6 +130,23 @@ def test_shares_of_nouns_and_persons():
     }  # fmt: skip
     with pytest.raises(SchemaError, match="neuroid, draw"):
         word_share(xr.Dataset({"caption": ("caption", ["a man"])}), tagger=tag)
+
+
+def test_shares_of_words_have_intervals_over_the_draws():
+    ds = captions_of([
+        ["a man", "a man", "a pizza"], ["a pizza", "a man", "a beach"],
+        ["a beach", "a beach", "a beach"],
+    ])  # fmt: skip
+    found = region_word_share(ds, {"A": [0, 1], "B": [2], "none": []}, ["man"], tagger=tag)
+    # Shares of the draws are 1/2, 1 and 0; t with two degrees of freedom is 4.303 at 95 %.
+    assert found["share"].values[:2].tolist() == [0.5, 0.0]
+    half = 4.3027 * 0.5 / np.sqrt(3)
+    assert (found["low"][0], found["high"][0]) == (max(0.5 - half, 0), min(0.5 + half, 1))
+    narrow = region_word_share(ds, {"A": [0, 1]}, ["man"], confidence=0.5, tagger=tag)
+    assert narrow["high"].values[0] == pytest.approx(0.5 + 0.8165 * 0.5 / np.sqrt(3), rel=1e-4)
+    assert found["high"].values[1] == 0 and np.isnan(found["share"].values[2])
+    alone = region_word_share(ds.isel(draw=[0]), {"A": [0, 1]}, ["man"], tagger=tag)
+    assert alone["share"].values[0] == 0.5 and np.isnan(alone["low"].values[0])
 
 
 def test_a_category_needs_a_majority_with_confidence():
