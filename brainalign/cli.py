@@ -439,6 +439,7 @@ def _caption(args: argparse.Namespace) -> int:
         args.out,
         captioner=args.captioner,
         tokenizer=args.tokenizer,
+        clip=args.clip,
         q=args.q,
         rois=args.rois,
         held_out=args.held_out,
@@ -1216,6 +1217,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--captioner", default="small-captioner", help="a folder or name")
     p.add_argument("--tokenizer", default="gpt2", help="of a clipcap: checkpoint")
+    p.add_argument("--clip", help="the model whose embeddings a clipcap: checkpoint reads")
     p.add_argument("--q", type=float, default=0.05, help="false-discovery rate of the voxels")
     p.add_argument("--rois", nargs="+", help="only voxels of these")
     p.add_argument("--held-out", type=Path, help="embeddings of images for the baseline")

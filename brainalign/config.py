@@ -294,6 +294,19 @@ def _check_captioning(config: dict[str, Any]) -> None:
             "captioning.baseline is a folder, or a study with or without a flag; it has "
             f"{', '.join(baseline)}."
         )
+    clip, named = block["captioner"].get("clip"), config["models"][block["model"]]["name"]
+    if clip is None and block["captioner"]["name"].startswith("clipcap:"):
+        raise ConfigError(
+            f"captioning.captioner is {block['captioner']['name']!r}, a checkpoint that does not "
+            "say which model's embeddings it reads.",
+            "Name that model with captioning.captioner.clip.",
+        )
+    if clip not in (None, named):
+        raise ConfigError(
+            f"captioning.captioner reads embeddings of {clip!r}; captioning.model is "
+            f"{block['model']!r}, which is {named!r}.",
+            f"Name a model that is {clip!r}, or another captioner.",
+        )
     layers = config["models"][block["model"]]["layers"]
     if layers != ["output"]:
         raise ConfigError(

@@ -110,6 +110,9 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     assert config["synthesis"]["subjects"] == ["subj01", "subj02"]
     assert config["captioning"]["subjects"] == ["subj02"]
     assert config["captioning"]["temperature"] == pytest.approx(1 / 150)
+    named = copy.deepcopy(ENCODED)
+    named["captioning"]["captioner"] = {"name": "clipcap:w.pt", "clip": "open_clip:ViT-B-16/x"}
+    validate_config(named)
     assert config["synthesis"]["generator"]["scheduler"] == "dpmsolver++"
     assert config["synthesis"]["guidance"]["scale"] == 130
     assert "ascent" not in config["synthesis"]
@@ -154,6 +157,12 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "batch_size"), 0, "at synthesis.batch_size"),
         (("synthesis", "guidance"), {"sag": 1}, "unknown key 'sag' at synthesis.guidance"),
         (("captioning", "model"), "other", "whose layers are ['output', 'visual']"),
+        (("captioning", "captioner"), {"name": "clipcap:w.pt"}, "captioning.captioner.clip"),
+        (
+            ("captioning", "captioner", "clip"),
+            "open_clip:ViT-B-32/x",
+            "captioning.model is 'clip', which is 'open_clip:ViT-B-16/x'",
+        ),
         (("captioning", "library"), {}, "at captioning.library"),
         (("captioning", "library"), {"study": "nds"}, "Did you mean 'nsd'"),
         (("captioning", "library"), {"study": "nsd", "folder": "x"}, "at captioning.library"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from brainalign.config import workflow_root
+from brainalign.config import read_config, workflow_root
 
 pytest.importorskip("snakemake")
 
@@ -280,8 +280,9 @@ def test_the_real_study_is_planned_whole(planned):
     counts = jobs(planned)
     # Eight subjects; twelve targets, of which two are clusters of one region.
     assert counts["dive"] == counts["ascend"] == counts["judge"] == 8 * 12
-    # Two models, of which one guides by one half and the other judges by the other half.
-    assert counts["encode"] == counts["encode_half"] == 8 * 2
+    # Of three models one guides by one half, one judges by the other, and one is put into words.
+    assert counts["encode"] == 8 * 3
+    assert counts["encode_half"] == 8 * 2
     assert counts["caption"] == 8
     assert counts["synthesis_section"] == counts["captioning_section"] == counts["report"] == 1
 
@@ -312,6 +313,20 @@ def test_what_guides_and_what_judges_is_fitted_to_different_halves(planned):
     assert f"--guide {guide} --encoded {judge} " in judged
     [half] = [c for c in commands if f"--out {judge} " in c]
     assert "--half 2" in half and "--test seen_by_all" in half
+
+
+def test_the_captioner_of_the_real_study_reads_what_it_was_trained_on(planned):
+    """ClipCap's published weights read embeddings of OpenAI's ViT-B/32, and of no other."""
+    import open_clip
+
+    config = read_config(workflow_root() / "configs" / "nsd.yaml")
+    captioning = config["captioning"]
+    model = config["models"][captioning["model"]]["name"]
+    assert model == captioning["captioner"]["clip"] == "open_clip:ViT-B-32-quickgelu/openai"
+    assert ("ViT-B-32-quickgelu", "openai") in open_clip.list_pretrained()
+    commands = [line for line in planned.splitlines() if "brainalign caption " in line]
+    assert commands and all(f"--clip {model} " in c for c in commands)
+    assert all(f"/{captioning['model']} " in c for c in commands)
 
 
 def test_every_command_of_the_real_study_is_understood(planned):

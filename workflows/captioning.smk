@@ -61,6 +61,7 @@ rule caption:
         options=lambda w: options(
             captioner=CAPTIONING["captioner"]["name"],
             tokenizer=CAPTIONING["captioner"]["tokenizer"],
+            clip=CAPTIONING["captioner"].get("clip"),
             **{k: CAPTIONING.get(k) for k in ("draws", "temperature", "q", "beams", "max_tokens", "rois")},
             held_out=OUT + "/captioning/baseline.json" if BASELINE else None,
             held_out_stimuli=captioning_images("baseline") if "flag" in BASELINE else None,

@@ -43,6 +43,8 @@ SMALL_CAPTIONER = "small-captioner"
 #: Beams and longest caption in tokens, as published.
 BEAMS, MAX_TOKENS = 5, 67
 _SOURCES = ("clipcap:", "transformers:")
+#: OpenAI's CLIP, which ClipCap's authors used, with the activation it was trained with.
+_OPENAI_B32 = "open_clip:ViT-B-32-quickgelu/openai"
 _CONFIG, _WEIGHTS = "captioner_config.json", "captioner.safetensors"
 #: Buffers of attention masks that old versions of transformers stored.
 _MASKS = re.compile(r"\.attn\.(masked_)?bias$")
@@ -54,6 +56,10 @@ class Captioner(Protocol):
     @property
     def n_features(self) -> int:
         """The number of features of an embedding."""
+
+    @property
+    def clip(self) -> str | None:
+        """The model whose embeddings it reads, as `load_model` takes it; None where not known."""
 
     def caption(
         self,
@@ -174,6 +180,9 @@ class ClipCap(nn.Module):
         Tokens of the prefix.
     stop : str
         Ends a caption; one token.
+    clip : str, optional
+        The CLIP model whose embeddings the decoder was trained on, as
+        `brainalign.features.load_model` takes it.
 
     References
     ----------
@@ -181,9 +190,17 @@ class ClipCap(nn.Module):
     """
 
     def __init__(
-        self, gpt: Any, tokenizer: Any, n_features: int, *, prefix_length: int = 10, stop: str = "."
+        self,
+        gpt: Any,
+        tokenizer: Any,
+        n_features: int,
+        *,
+        prefix_length: int = 10,
+        stop: str = ".",
+        clip: str | None = None,
     ) -> None:
         super().__init__()
+        self.clip = clip
         width = gpt.config.n_embd
         out = width * prefix_length
         self.gpt, self._features = gpt, n_features
@@ -270,6 +287,7 @@ class ClipCap(nn.Module):
 
         folder = Path(folder)
         config = {
+            **({} if self.clip is None else {"clip": self.clip}),
             "n_features": self.n_features,
             "prefix_length": self.prefix_length,
             "stop": self.stop,
@@ -327,9 +345,14 @@ class VisionLanguageCaptioner:
         Its tokenizer.
     stop : str
         Ends a caption, beside the model's own end token, where it is one token.
+    clip : str, optional
+        The model whose states these are, as `brainalign.features.load_model` takes it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, stop: str = ".") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, stop: str = ".", clip: str | None = None
+    ) -> None:
+        self.clip = clip
         self.model, self.tokenizer = model.eval(), tokenizer
         self.tower = _tower(model)
         end = _stop_token(tokenizer, stop)
@@ -424,7 +447,11 @@ def _tower(model: Any) -> nn.Module:
 
 
 def load_captioner(
-    name: str | Path, *, tokenizer: str | Path = "gpt2", device: str | torch.device = "auto"
+    name: str | Path,
+    *,
+    tokenizer: str | Path = "gpt2",
+    clip: str | None = None,
+    device: str | torch.device = "auto",
 ) -> ClipCap | VisionLanguageCaptioner:
     """Load a captioner by name or path.
 
@@ -436,6 +463,11 @@ def load_captioner(
         ``coco_weights.pt``); ``transformers:ID_OR_PATH``, see `VisionLanguageCaptioner`.
     tokenizer : str or path
         Of a ``clipcap:`` checkpoint, which holds none: a name or folder for transformers.
+    clip : str, optional
+        The model whose embeddings the captioner was trained on, as
+        `brainalign.features.load_model` takes it: required for a ``clipcap:`` checkpoint, which
+        does not name it. ``coco_weights.pt`` was trained on those of
+        ``open_clip:ViT-B-32-quickgelu/openai``.
     device : str or torch.device
         See `brainalign.device.resolve_device`.
 
@@ -447,6 +479,8 @@ def load_captioner(
         If a checkpoint does not hold what it should.
     UnknownNameError
         If the name is of no known kind.
+    ConfigError
+        If `clip` is missing for a checkpoint, or is not what a folder names.
     MissingDependencyError
         If transformers is not installed.
     """
@@ -459,14 +493,14 @@ def load_captioner(
         ) from error
     where, text = resolve_device(device), str(name)
     if text == SMALL_CAPTIONER:
-        return _from_folder(shipped_folder(text), transformers).to(where).eval()
+        return _from_folder(shipped_folder(text), transformers, clip).to(where).eval()
     if text.startswith("clipcap:"):
-        made = _from_checkpoint(Path(text.removeprefix("clipcap:")), tokenizer, transformers)
-        return made.to(where).eval()
+        path = Path(text.removeprefix("clipcap:"))
+        return _from_checkpoint(path, tokenizer, transformers, clip).to(where).eval()
     if text.startswith("transformers:"):
-        return _from_transformers(text.removeprefix("transformers:"), transformers, where)
+        return _from_transformers(text.removeprefix("transformers:"), transformers, clip, where)
     if Path(name).is_dir():
-        return _from_folder(Path(name), transformers).to(where).eval()
+        return _from_folder(Path(name), transformers, clip).to(where).eval()
     known = [SMALL_CAPTIONER, *_SOURCES]
     raise UnknownNameError(
         f"There is no captioner {text!r}, and no such folder.{near(text, known)}",
@@ -474,7 +508,7 @@ def load_captioner(
     )
 
 
-def _from_folder(folder: Path, transformers: Any) -> ClipCap:
+def _from_folder(folder: Path, transformers: Any, clip: str | None) -> ClipCap:
     from safetensors.torch import load_file
 
     if not (folder / _CONFIG).is_file():
@@ -483,17 +517,31 @@ def _from_folder(folder: Path, transformers: Any) -> ClipCap:
             "Give a folder that ClipCap.save wrote.",
         )
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    own = config.get("clip", clip)
+    if clip is not None and own != clip:
+        raise ConfigError(
+            f"The captioner {folder} reads embeddings of {own!r}; clip is {clip!r}.",
+            "Leave clip out.",
+        )
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config["gpt2"]))
     made = ClipCap(
         gpt, tokenizer, config["n_features"], prefix_length=config["prefix_length"],
-        stop=config["stop"],
+        stop=config["stop"], clip=own,
     )  # fmt: skip
     _put(made, {k: v.float() for k, v in load_file(folder / _WEIGHTS).items()}, folder)
     return made
 
 
-def _from_checkpoint(path: Path, tokenizer: str | Path, transformers: Any) -> ClipCap:
+def _from_checkpoint(
+    path: Path, tokenizer: str | Path, transformers: Any, clip: str | None
+) -> ClipCap:
+    if clip is None:
+        raise ConfigError(
+            f"The checkpoint {path} does not say which model's embeddings it reads, and other "
+            "models have as many features.",
+            f"Name it with clip; coco_weights.pt was trained on those of {_OPENAI_B32!r}.",
+        )
     if not path.is_file():
         raise UnavailableError(f"There is no checkpoint {path}.")
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -525,7 +573,7 @@ def _from_checkpoint(path: Path, tokenizer: str | Path, transformers: Any) -> Cl
         ) from error
     n_features = state["clip_project.model.0.weight"].shape[1]
     gpt = transformers.GPT2LMHeadModel(config)
-    made = ClipCap(gpt, words, n_features, prefix_length=prefix_length)
+    made = ClipCap(gpt, words, n_features, prefix_length=prefix_length, clip=clip)
     _put(made, state, path)
     return made
 
@@ -540,7 +588,7 @@ def _put(made: ClipCap, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _from_transformers(
-    name: str, transformers: Any, device: torch.device
+    name: str, transformers: Any, clip: str | None, device: torch.device
 ) -> VisionLanguageCaptioner:
     try:
         config = transformers.AutoConfig.from_pretrained(name)
@@ -557,7 +605,7 @@ def _from_transformers(
             f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
             "Check the name, or give a folder that save_pretrained wrote.",
         ) from error
-    return VisionLanguageCaptioner(model.to(device), tokenizer)
+    return VisionLanguageCaptioner(model.to(device), tokenizer, clip=clip)
 
 
 def _embeddings(embeddings: ArrayLike, n_features: int, most_dims: int) -> Tensor:

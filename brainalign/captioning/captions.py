@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,48 @@ def _text_embeddings(
     return (t - mean) / scale
 
 
+def _require_space(
+    captioner: Captioner, encoder: xr.Dataset, embeddings: Iterable[tuple[str, xr.Dataset]] = ()
+) -> None:
+    """Refuse embeddings of another model than the encoder's, and a captioner of another."""
+    own = [str(encoder[k].values) for k in ("model", "layer")]
+    for what, ds in embeddings:
+        theirs = [str(ds[k].values) for k in ("model", "layer")]
+        if theirs != own:
+            raise SchemaError(
+                f"The encoder was fitted to layer {own[1]!r} of {own[0]!r}; the {what} has "
+                f"embeddings of layer {theirs[1]!r} of {theirs[0]!r}.",
+                "Embed the images with the model that the encoder was fitted to.",
+            )
+    if captioner.clip is not None and captioner.clip != own[0]:
+        raise SchemaError(
+            f"The captioner reads embeddings of {captioner.clip!r}; the encoder was fitted to "
+            f"those of {own[0]!r}, so the words would mean nothing.",
+            f"Fit the encoder to {captioner.clip!r}, or use a captioner of {own[0]!r}.",
+        )
+    if captioner.n_features != encoder.sizes["feature"]:
+        raise SchemaError(
+            f"The encoder has {encoder.sizes['feature']} features and the captioner takes "
+            f"{captioner.n_features}.",
+            "Use the captioner of the model that the encoder was fitted to.",
+        )
+
+
+def _described(library: Any) -> Iterator[xr.Dataset]:
+    """Yield the parts of a library that say which model made them."""
+    if isinstance(library, list | tuple):
+        for part in library:
+            yield from _described(part)
+    elif isinstance(library, xr.Dataset):
+        yield validate(library, "features")
+    elif isinstance(library, str | Path) and Path(library).suffix == ".json":
+        layers = read_manifest(library)
+        if OUTPUT in layers:
+            yield layers[OUTPUT]
+    elif isinstance(library, str | Path) and Path(library).suffix != ".npy":
+        yield read(library, "features")
+
+
 def caption_voxels(
     encoder: xr.Dataset,
     embeddings: ArrayLike,
@@ -144,7 +186,13 @@ def caption_voxels(
         ``captions`` schema: ``caption``; ``prediction``, the encoder's for the caption's text, in
         the unit of the responses; ``percentile``, the share of up to 1,000 captions of other voxels
         for which it predicts this voxel less (ties count half), all (neuroid, draw).
+
+    Raises
+    ------
+    SchemaError
+        If the captioner reads embeddings of another model than the encoder's.
     """
+    _require_space(captioner, encoder)
     x = np.asarray(embeddings, dtype=np.float32)
     n = encoder.sizes["neuroid"]
     if x.ndim != 3 or x.shape[1] != n:
@@ -238,6 +286,11 @@ def caption_encoder(
     Dataset
         ``captions`` schema, see `caption_voxels`.
 
+    Raises
+    ------
+    SchemaError
+        If the captioner, or a library that names its model, is of another model than the encoder.
+
     References
     ----------
     Luo et al. (2024), BrainSCUBA: Fine-grained natural language captions of visual cortex
@@ -246,12 +299,7 @@ def caption_encoder(
     validate(encoder, "encoder")
     weights = embedding_weights(encoder)
     said_by, captioner = _named(captioner, device)
-    if captioner.n_features != weights.shape[1]:
-        raise SchemaError(
-            f"The encoder has {weights.shape[1]} features and the captioner takes "
-            f"{captioner.n_features}.",
-            "Use the captioner of the CLIP model that the encoder was fitted to.",
-        )
+    _require_space(captioner, encoder, (("library", ds) for ds in _described(library)))
     embeddings = project(
         weights, library, temperature=temperature, n_draws=n_draws, seed=seed, device=device,
         progress=progress,
@@ -309,6 +357,7 @@ def caption_best_images(
         ``captions`` schema, see `caption_voxels`, with ``source_id`` (neuroid, draw), the image.
     """
     said_by, captioner = _named(captioner, device)
+    _require_space(captioner, encoder, [("set of images", features)])
     if responses is None:
         responses = predict(encoder, _as_fitted(encoder, features))
     ids = responses["stimulus_id"].values.astype(str)
@@ -350,6 +399,7 @@ def caption_result(
     *,
     captioner: str = SMALL_CAPTIONER,
     tokenizer: str = "gpt2",
+    clip: str | None = None,
     layer: str = OUTPUT,
     q: float | None = 0.05,
     rois: Sequence[str] | None = None,
@@ -376,7 +426,7 @@ def caption_result(
     out : path
         A ``.zarr`` store that gets the captions; with `held_out` the baseline beside it, under
         ``NAME-best-images.zarr``.
-    captioner, tokenizer : str
+    captioner, tokenizer, clip : str
         See `load_captioner`.
     layer : str
         The encoder's layer: the model's output.
@@ -437,21 +487,22 @@ def caption_result(
             "Pass q=None, or other regions.",
         )
     encoder = encoder.isel(neuroid=np.flatnonzero(keep)).load()
-    clip = load_model(model or str(encoder["model"].values), device=device)
-    decoder = load_captioner(captioner, tokenizer=tokenizer, device=device)
+    texts = load_model(model or str(encoder["model"].values), device=device)
+    decoder = load_captioner(captioner, tokenizer=tokenizer, clip=clip, device=device)
     config = {
-        "captioner": captioner, "layer": layer, "q": q, "rois": [*rois] if rois else None,
-        "temperature": temperature, "n_draws": n_draws, "beams": beams, "max_tokens": max_tokens,
+        "captioner": captioner, "clip": decoder.clip, "layer": layer, "q": q,
+        "rois": [*rois] if rois else None, "temperature": temperature, "n_draws": n_draws,
+        "beams": beams, "max_tokens": max_tokens,
     }  # fmt: skip
     about = provenance(config=config, seed=seed)
     made = caption_encoder(
-        encoder, library, decoder, model=clip, temperature=temperature, n_draws=n_draws, seed=seed,
+        encoder, library, decoder, model=texts, temperature=temperature, n_draws=n_draws, seed=seed,
         beams=beams, max_tokens=max_tokens, batch_size=batch_size, device=device,
     ).assign_coords(captioner=captioner)  # fmt: skip
     write(made, out, "captions", provenance=about, overwrite=overwrite)
     if held_out is not None:
         baseline = caption_best_images(
-            encoder, _held_out(held_out, layer, held_out_ids), decoder, model=clip,
+            encoder, _held_out(held_out, layer, held_out_ids), decoder, model=texts,
             n_images=n_draws, seed=seed, beams=beams, max_tokens=max_tokens,
             batch_size=batch_size, device=device,
         ).assign_coords(captioner=captioner)  # fmt: skip

@@ -148,7 +148,9 @@ def test_a_folder_and_a_published_checkpoint_load(tokenizer, tmp_path):
     x = np.random.default_rng(2).standard_normal((4, 6))
     said = model.caption(x)
     folder = model.save(tmp_path / "own")
-    assert load_captioner(folder, device="cpu").caption(x) == said
+    loaded = load_captioner(folder, device="cpu")
+    assert loaded.caption(x) == said and loaded.clip is None
+    assert load_captioner(folder, clip="small-clip", device="cpu").clip == "small-clip"
     # The layout of coco_weights.pt: both ends of GPT-2, and masks that transformers no longer has.
     state = dict(model.state_dict())
     for i in range(2):
@@ -157,11 +159,17 @@ def test_a_folder_and_a_published_checkpoint_load(tokenizer, tmp_path):
     assert "gpt.lm_head.weight" in state and "clip_project.model.2.bias" in state
     torch.save(state, tmp_path / "coco_weights.pt")
     tokenizer.save_pretrained(tmp_path / "words")
-    loaded = load_captioner(
-        f"clipcap:{tmp_path / 'coco_weights.pt'}", tokenizer=tmp_path / "words", device="cpu"
-    )
+    name, clip = f"clipcap:{tmp_path / 'coco_weights.pt'}", "open_clip:ViT-B-32-quickgelu/openai"
+    with pytest.raises(ConfigError, match="does not say which model's embeddings"):
+        load_captioner(name, tokenizer=tmp_path / "words", device="cpu")
+    loaded = load_captioner(name, tokenizer=tmp_path / "words", clip=clip, device="cpu")
     assert loaded.prefix_length == 3 and loaded.n_features == 6
     assert loaded.caption(x) == said
+    # Saved as a folder, it goes on naming the model whose embeddings it reads.
+    kept = loaded.save(tmp_path / "kept")
+    assert load_captioner(kept, device="cpu").clip == clip
+    with pytest.raises(ConfigError, match=f"reads embeddings of '{clip}'; clip is 'small-clip'"):
+        load_captioner(kept, clip="small-clip", device="cpu")
 
 
 def test_the_published_shapes():
@@ -252,7 +260,7 @@ def test_errors(tokenizer, tmp_path):
     with pytest.raises(UnavailableError, match="holds no captioner"):
         load_captioner(tmp_path)
     with pytest.raises(UnavailableError, match="There is no checkpoint"):
-        load_captioner("clipcap:/nowhere.pt")
+        load_captioner("clipcap:/nowhere.pt", clip="small-clip")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pt")
     with pytest.raises(SchemaError, match="no ClipCap checkpoint"):
-        load_captioner(f"clipcap:{tmp_path / 'other.pt'}")
+        load_captioner(f"clipcap:{tmp_path / 'other.pt'}", clip="small-clip")
