@@ -184,6 +184,25 @@ def test_faults_of_methods_on_encoders_are_named(path, value, message):
     assert message in str(caught.value)
 
 
+def test_a_vision_language_captioner_reads_one_layer_and_another_model_checks_its_words():
+    config = copy.deepcopy(ENCODED)
+    config["captioning"]["captioner"] = {"name": "transformers:git"}
+    config["captioning"] |= {"model": "other", "check_with": "clip"}
+    config["models"]["other"]["layers"] = ["vision_model"]
+    assert validate_config(config)["captioning"]["check_with"] == "clip"
+    for layers in (["vision_model.*"], ["output", "visual"], ["re:vision"]):
+        config["models"]["other"]["layers"] = layers
+        with pytest.raises(ConfigError, match="in the space of one layer"):
+            validate_config(config)
+    config["models"]["other"]["layers"] = ["vision_model"]
+    config["captioning"] |= {"model": "clip", "check_with": "other"}
+    with pytest.raises(ConfigError, match="captioning.check_with is 'other', whose layers"):
+        validate_config(config)
+    config["captioning"]["check_with"] = "labels"
+    with pytest.raises(ConfigError, match="not among the models of the study"):
+        validate_config(config)
+
+
 def test_methods_on_encoders_need_subjects_by_name():
     config = copy.deepcopy(ENCODED)
     del config["studies"]["nsd"]["subjects"]

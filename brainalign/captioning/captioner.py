@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,10 @@ _SOURCES = ("clipcap:", "transformers:")
 #: OpenAI's CLIP, which ClipCap's authors used, with the activation it was trained with.
 _OPENAI_B32 = "open_clip:ViT-B-32-quickgelu/openai"
 _CONFIG, _WEIGHTS = "captioner_config.json", "captioner.safetensors"
+_PROMPTED, _MERGED = "vision_tower", "visual"
+_TOWERS = ("vision_model", "image_encoder", _PROMPTED, _MERGED)
+#: Where the picture is in a prompt.
+_PICTURE = "<image>"
 #: Buffers of attention masks that old versions of transformers stored.
 _MASKS = re.compile(r"\.attn\.(masked_)?bias$")
 
@@ -332,10 +337,16 @@ class _Continuation:
 class VisionLanguageCaptioner:
     """A vision-language model of transformers whose vision tower is replaced by given states.
 
-    It is for models that pass the hidden states of a tower named ``vision_model`` or
-    ``image_encoder`` to the language part, such as GIT and BLIP-2. The embeddings take the place of
-    these states, so they must come from the same tower: the features of a voxel's encoder are then
-    the tower's states, pooled (one state for all tokens) or whole.
+    The embeddings take the place of what the tower gives the language part, so they must come from
+    the same tower: the features of a voxel's encoder are then its states, pooled (one state for all
+    tokens) or whole. By the name of the tower that is
+
+    - ``vision_model`` or ``image_encoder`` (GIT, BLIP-2): its last hidden state;
+    - ``vision_tower`` (LLaVA, PaliGemma): the hidden state that the configuration chooses with
+      ``vision_feature_layer``, class token included where the model drops it itself, or the last;
+    - ``visual`` (Qwen2-VL, Qwen2.5-VL): its patches merged, as wide as the language model.
+
+    The language model of the last two reads a picture in place of tokens of its prompt.
 
     Parameters
     ----------
@@ -347,14 +358,29 @@ class VisionLanguageCaptioner:
         Ends a caption, beside the model's own end token, where it is one token.
     clip : str, optional
         The model whose states these are, as `brainalign.features.load_model` takes it.
+    prompt : str, optional
+        Of a model with such a prompt: what it is asked, word for word with its special tokens, and
+        ``<image>`` where the picture is. Default the first token of a text and the picture.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such tower, joins several of its layers, or the prompt does not fit.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, stop: str = ".", clip: str | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        stop: str = ".",
+        clip: str | None = None,
+        prompt: str | None = None,
     ) -> None:
         self.clip = clip
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.tower = _tower(model)
+        self.tower, self._kind = _tower(model)
+        self._around = self._asked(prompt)
         end = _stop_token(tokenizer, stop)
         text = getattr(model.config, "text_config", None) or model.config
         own = [model.generation_config.eos_token_id, text.eos_token_id, tokenizer.eos_token_id]
@@ -363,8 +389,64 @@ class VisionLanguageCaptioner:
 
     @property
     def n_features(self) -> int:
-        """The number of features of a state of the vision tower."""
-        return int(self.model.config.vision_config.hidden_size)
+        """The number of features of a state that the language part is given."""
+        vision = self.model.config.vision_config
+        merged = getattr(vision, "out_hidden_size", None) if self._kind == _MERGED else None
+        return int(merged or vision.hidden_size)
+
+    def _asked(self, prompt: str | None) -> tuple[list[int], list[int]] | None:
+        """Return the prompt's tokens before and behind the picture; None for a model without."""
+        if self._kind not in (_PROMPTED, _MERGED):
+            if prompt is not None:
+                raise ConfigError(
+                    f"{type(self.model).__name__} reads a picture without a prompt; got {prompt!r}."
+                )
+            return None
+        bos = self.tokenizer.bos_token_id
+        if prompt is None:
+            before, behind = [] if bos is None else [bos], []
+        elif prompt.count(_PICTURE) != 1:
+            raise ConfigError(f"The prompt {prompt!r} must have {_PICTURE} in one place.")
+        else:
+            before, behind = (
+                [*self.tokenizer.encode(part, add_special_tokens=False)] if part else []
+                for part in prompt.split(_PICTURE)
+            )
+        if self._kind == _MERGED:  # the model counts pictures by the token that starts them
+            config = self.model.config
+            before = [*before, config.vision_start_token_id]
+            behind = [config.vision_end_token_id, *behind]
+        return before, behind
+
+    def _inputs(self, states: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the tower gives, (n, token, feature), and inputs of a size that fits."""
+        config, n = self.model.config, len(states)
+        dropped = int(getattr(config, "vision_feature_select_strategy", "") == "default")
+        if dropped and states.shape[1] == 1:
+            states = states.repeat(1, 2, 1)
+        n_tokens = states.shape[1] - dropped
+        inputs: dict[str, Tensor] = {}
+        if self._kind == _MERGED:
+            side = math.isqrt(n_tokens)
+            rows = side if side**2 == n_tokens else 1
+            merged = config.vision_config.spatial_merge_size
+            grid = [1, rows * merged, n_tokens // rows * merged]
+            inputs["image_grid_thw"] = torch.tensor([grid] * n, device=states.device)
+            inputs["pixel_values"] = states.new_zeros(n * math.prod(grid), 1)
+        else:
+            size = config.vision_config.image_size
+            inputs["pixel_values"] = states.new_zeros(n, 3, size, size)
+        if self._around is None:
+            return states, inputs
+        before, behind = self._around
+        ids = torch.tensor([*before, *[config.image_token_id] * n_tokens, *behind])
+        ids = ids.to(states.device).expand(n, -1)
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._kind == _MERGED:
+            inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+        if config.model_type == "paligemma":  # all of the prompt is read in both directions
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        return states, inputs
 
     @torch.no_grad()
     def caption(
@@ -381,7 +463,8 @@ class VisionLanguageCaptioner:
         Parameters
         ----------
         embeddings : array-like, shape (n, n_features) or (n, n_tokens, n_features)
-            States of the vision tower: one, or as many as it gives an image.
+            States of the vision tower: one, or as many as it gives an image. A square number of
+            merged ones is taken to lie in a square, another in a row.
         beams, max_tokens, batch_size, progress
             As in `ClipCap.caption`.
 
@@ -394,34 +477,38 @@ class VisionLanguageCaptioner:
         _check_search(beams, max_tokens, batch_size)
         device = next(self.model.parameters()).device
         dtype = next(self.model.parameters()).dtype
-        size = self.model.config.vision_config.image_size
+        n_layers = getattr(self.model.config.vision_config, "num_hidden_layers", 0) + 1
         said: list[str] = []
         for part in _batches(len(x), batch_size, progress):
             states = x[part].to(device, dtype)
             if states.ndim == 2:
                 states = states[:, None]
-            with _in_place_of(self.tower, states):
+            states, inputs = self._inputs(states)
+            with _in_place_of(self.tower, states, len(inputs["pixel_values"]), n_layers):
                 ids = self.model.generate(
-                    pixel_values=torch.zeros(
-                        len(states), 3, size, size, device=device, dtype=dtype
-                    ),
-                    num_beams=beams, do_sample=False, max_new_tokens=max_tokens,
+                    **inputs, num_beams=beams, do_sample=False, max_new_tokens=max_tokens,
                     eos_token_id=self.ends,
                 )  # fmt: skip
+            if "input_ids" in inputs:
+                ids = ids[:, inputs["input_ids"].shape[1] :]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             said += [" ".join(t.split()) for t in texts]
         return said
 
 
 @contextlib.contextmanager
-def _in_place_of(tower: nn.Module, states: Tensor) -> Iterator[None]:
-    """Let a vision tower return given states, whatever it is shown."""
+def _in_place_of(tower: nn.Module, states: Tensor, n_shown: int, n_layers: int) -> Iterator[None]:
+    """Let a vision tower return given states, in all its layers, whatever it is shown."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     def forward(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         # A beam search may repeat pictures; the states are repeated like them.
-        shown = states.repeat_interleave(len(pixel_values) // len(states), dim=0)
-        return BaseModelOutputWithPooling(last_hidden_state=shown, pooler_output=shown[:, 0])
+        shown = states.repeat_interleave(len(pixel_values) // n_shown, dim=0)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=shown,
+            pooler_output=shown.flatten(0, 1),  # of merged patches, the one that is read
+            hidden_states=(shown,) * n_layers,
+        )
 
     tower.forward = forward
     try:
@@ -436,14 +523,22 @@ def _stop_token(tokenizer: Any, stop: str) -> int | None:
     return int(ids[-1]) if len(ids) and tokenizer.decode([ids[-1]]).strip() == stop else None
 
 
-def _tower(model: Any) -> nn.Module:
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("vision_model", "image_encoder"):
-            return module
-    raise ConfigError(
-        f"{type(model).__name__} has no vision tower named vision_model or image_encoder.",
-        "Use a model such as GIT or BLIP-2.",
-    )
+def _tower(model: Any) -> tuple[nn.Module, str]:
+    """Return the outermost module with the name of a vision tower, and that name."""
+    named = ((module, path.rpartition(".")[2]) for path, module in model.named_modules())
+    found = next(((module, name) for module, name in named if name in _TOWERS), None)
+    if found is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no vision tower named {', '.join(_TOWERS)}.",
+            "Use a model such as GIT, BLIP-2, LLaVA, PaliGemma or Qwen2-VL.",
+        )
+    several = isinstance(getattr(model.config, "vision_feature_layer", None), list | tuple)
+    if several or hasattr(model.config.vision_config, "deepstack_visual_indexes"):
+        raise ConfigError(
+            f"{type(model).__name__} gives its language model several layers of its vision tower.",
+            "Use a model that reads one layer, such as LLaVA 1.5.",
+        )
+    return found
 
 
 def load_captioner(
@@ -451,6 +546,7 @@ def load_captioner(
     *,
     tokenizer: str | Path = "gpt2",
     clip: str | None = None,
+    prompt: str | None = None,
     device: str | torch.device = "auto",
 ) -> ClipCap | VisionLanguageCaptioner:
     """Load a captioner by name or path.
@@ -468,6 +564,8 @@ def load_captioner(
         `brainalign.features.load_model` takes it: required for a ``clipcap:`` checkpoint, which
         does not name it. ``coco_weights.pt`` was trained on those of
         ``open_clip:ViT-B-32-quickgelu/openai``.
+    prompt : str, optional
+        Of a vision-language model that reads one, see `VisionLanguageCaptioner`.
     device : str or torch.device
         See `brainalign.device.resolve_device`.
 
@@ -498,7 +596,8 @@ def load_captioner(
         path = Path(text.removeprefix("clipcap:"))
         return _from_checkpoint(path, tokenizer, transformers, clip).to(where).eval()
     if text.startswith("transformers:"):
-        return _from_transformers(text.removeprefix("transformers:"), transformers, clip, where)
+        model, words = _from_transformers(text.removeprefix("transformers:"), transformers)
+        return VisionLanguageCaptioner(model.to(where), words, clip=clip, prompt=prompt)
     if Path(name).is_dir():
         return _from_folder(Path(name), transformers, clip).to(where).eval()
     known = [SMALL_CAPTIONER, *_SOURCES]
@@ -587,9 +686,8 @@ def _put(made: ClipCap, state: dict[str, Tensor], path: Path) -> None:
         raise SchemaError(f"The weights of {path} do not fit: {error}") from error
 
 
-def _from_transformers(
-    name: str, transformers: Any, clip: str | None, device: torch.device
-) -> VisionLanguageCaptioner:
+def _from_transformers(name: str, transformers: Any) -> tuple[Any, Any]:
+    """Return a model and its tokenizer."""
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -605,7 +703,7 @@ def _from_transformers(
             f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
             "Check the name, or give a folder that save_pretrained wrote.",
         ) from error
-    return VisionLanguageCaptioner(model.to(device), tokenizer, clip=clip)
+    return model, tokenizer
 
 
 def _embeddings(embeddings: ArrayLike, n_features: int, most_dims: int) -> Tensor:

@@ -345,6 +345,14 @@ def test_results_on_disk_are_captioned_and_described(subject, clip, tmp_path):
     assert "baseline" in ids and "clusters" in ids
     table = next(f for f in section.figures if f.kind == "table" and f.id.startswith("voxels"))
     assert "r" in table.data and table.data.sizes["row"] == captions.sizes["neuroid"]
+    checked = caption_result(
+        tmp_path / "encoded", tmp_path / "library.npy", tmp_path / "checked.zarr", n_draws=1,
+        rois=["PPA"], check_with=tmp_path / "encoded", beams=1, max_tokens=2, device="cpu",
+    )  # fmt: skip
+    checked = read(checked, "captions")
+    assert (
+        checked.attrs["checked_with"] == "small-clip" and np.isfinite(checked["prediction"]).all()
+    )
     with pytest.raises(FileExistsError):
         caption_result(tmp_path / "encoded", tmp_path / "library.npy", out)
     with pytest.raises(UnknownNameError, match="no encoder of layer 'blocks'"):
