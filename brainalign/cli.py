@@ -497,6 +497,10 @@ def _caption(args: argparse.Namespace) -> int:
         args.out,
         captioner=args.captioner,
         tokenizer=args.tokenizer,
+        clip=args.clip,
+        prompt=args.prompt,
+        layer=args.layer,
+        check_with=args.check_with,
         q=args.q,
         rois=args.rois,
         held_out=args.held_out,
@@ -1294,12 +1298,18 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("caption", _caption, "caption the voxels of an encoding model (BrainSCUBA)")
     p.add_argument(
-        "--encoded", type=Path, required=True, help="output of `encode`, of a CLIP model"
+        "--encoded", type=Path, required=True, help="output of `encode`: what is captioned"
     )
     p.add_argument("--library", type=Path, required=True, help="embeddings of natural images")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--captioner", default="small-captioner", help="a folder or name")
     p.add_argument("--tokenizer", default="gpt2", help="of a clipcap: checkpoint")
+    p.add_argument("--prompt", help="of a vision-language model: text with <image> in it")
+    p.add_argument("--layer", default="output", help="that the weights are on")
+    p.add_argument(
+        "--check-with", type=Path, help="output of `encode`, of a CLIP model that checks the words"
+    )
+    p.add_argument("--clip", help="the model whose embeddings a clipcap: checkpoint reads")
     p.add_argument("--q", type=float, default=0.05, help="false-discovery rate of the voxels")
     p.add_argument("--rois", nargs="+", help="only voxels of these")
     p.add_argument("--held-out", type=Path, help="embeddings of images for the baseline")

@@ -242,7 +242,7 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
         raise ConfigError(
             f"{method}.study is {block['study']!r}, which is optional.", "Remove optional: true."
         )
-    for role in ("model", "ranker", "judge"):
+    for role in ("model", "ranker", "judge", "check_with"):
         name = block.get(role)
         _known(name, config["models"], f"{method}.{role}", "models")
         if name is not None and name not in study["models"]:
@@ -315,13 +315,35 @@ def _check_captioning(config: dict[str, Any]) -> None:
             "captioning.baseline is a folder, or a study with or without a flag; it has "
             f"{', '.join(baseline)}."
         )
-    layers = config["models"][block["model"]]["layers"]
-    if layers != ["output"]:
+    clip, named = block["captioner"].get("clip"), config["models"][block["model"]]["name"]
+    if clip is None and block["captioner"]["name"].startswith("clipcap:"):
         raise ConfigError(
-            f"captioning.model is {block['model']!r}, whose layers are {layers}: weights are "
-            "projected in the space of the model's output.",
-            "Add a model with layers: [output].",
+            f"captioning.captioner is {block['captioner']['name']!r}, a checkpoint that does not "
+            "say which model's embeddings it reads.",
+            "Name that model with captioning.captioner.clip.",
         )
+    if clip not in (None, named):
+        raise ConfigError(
+            f"captioning.captioner reads embeddings of {clip!r}; captioning.model is "
+            f"{block['model']!r}, which is {named!r}.",
+            f"Name a model that is {clip!r}, or another captioner.",
+        )
+    states = block["captioner"]["name"].startswith("transformers:")
+    for role in ("model", "check_with"):
+        layers = config["models"][block[role]]["layers"] if role in block else ["output"]
+        if role == "model" and states:
+            if len(layers) != 1 or layers[0].startswith("re:") or set("*?[") & set(layers[0]):
+                raise ConfigError(
+                    f"captioning.model is {block[role]!r}, whose layers are {layers}: weights are "
+                    "projected in the space of one layer.",
+                    "Add a model with the one layer that the captioner reads, by its full name.",
+                )
+        elif layers != ["output"]:
+            raise ConfigError(
+                f"captioning.{role} is {block[role]!r}, whose layers are {layers}: weights are "
+                "projected, and texts lie, in the space of the model's output.",
+                "Add a model with layers: [output].",
+            )
 
 
 def _check_psychophysics(config: dict[str, Any]) -> None:

@@ -339,9 +339,14 @@ def test_what_judges_is_told_what_guided(called):
 
 def test_captions_and_their_section_get_their_options(called):
     words = ["caption", "--encoded", "encoded", "--library", "library.json", "--out", "s1.zarr"]
+    words += ["--captioner", "clipcap:w.pt", "--clip", "open_clip:a/b", "--layer", "vision_model"]
+    words += ["--check-with", "other", "--prompt", "<image> it is"]
     assert main([*words, "--draws", "3", "--rois", "FFA", "OFA", "--q", "0.1"]) == 0
     given = called["caption_result"].call_args.kwargs
     assert (given["n_draws"], given["rois"], given["q"]) == (3, ["FFA", "OFA"], 0.1)
+    assert (given["captioner"], given["clip"]) == ("clipcap:w.pt", "open_clip:a/b")
+    assert (given["layer"], given["prompt"]) == ("vision_model", "<image> it is")
+    assert str(given["check_with"]) == "other"
     words = ["caption-section", "s1.zarr", "--encoded", "encoded", "--out", "section"]
     maps = {"animals": ["dog", "cat"]}
     assert main([*words, "--clusters", "4", "--word-maps", json.dumps(maps)]) == 0

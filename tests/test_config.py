@@ -111,6 +111,9 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     assert config["synthesis"]["subjects"] == ["subj01", "subj02"]
     assert config["captioning"]["subjects"] == ["subj02"]
     assert config["captioning"]["temperature"] == pytest.approx(1 / 150)
+    named = copy.deepcopy(ENCODED)
+    named["captioning"]["captioner"] = {"name": "clipcap:w.pt", "clip": "open_clip:ViT-B-16/x"}
+    validate_config(named)
     assert config["synthesis"]["generator"]["scheduler"] == "dpmsolver++"
     assert config["synthesis"]["guidance"]["scale"] == 130
     assert "ascent" not in config["synthesis"]
@@ -167,6 +170,12 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "batch_size"), 0, "at synthesis.batch_size"),
         (("synthesis", "guidance"), {"sag": 1}, "unknown key 'sag' at synthesis.guidance"),
         (("captioning", "model"), "other", "whose layers are ['output', 'visual']"),
+        (("captioning", "captioner"), {"name": "clipcap:w.pt"}, "captioning.captioner.clip"),
+        (
+            ("captioning", "captioner", "clip"),
+            "open_clip:ViT-B-32/x",
+            "captioning.model is 'clip', which is 'open_clip:ViT-B-16/x'",
+        ),
         (("captioning", "library"), {}, "at captioning.library"),
         (("captioning", "library"), {"study": "nds"}, "Did you mean 'nsd'"),
         (("captioning", "library"), {"study": "nsd", "folder": "x"}, "at captioning.library"),
@@ -188,6 +197,25 @@ def test_faults_of_methods_on_encoders_are_named(path, value, message):
     with pytest.raises(ConfigError) as caught:
         validate_config(config)
     assert message in str(caught.value)
+
+
+def test_a_vision_language_captioner_reads_one_layer_and_another_model_checks_its_words():
+    config = copy.deepcopy(ENCODED)
+    config["captioning"]["captioner"] = {"name": "transformers:git"}
+    config["captioning"] |= {"model": "other", "check_with": "clip"}
+    config["models"]["other"]["layers"] = ["vision_model"]
+    assert validate_config(config)["captioning"]["check_with"] == "clip"
+    for layers in (["vision_model.*"], ["output", "visual"], ["re:vision"]):
+        config["models"]["other"]["layers"] = layers
+        with pytest.raises(ConfigError, match="in the space of one layer"):
+            validate_config(config)
+    config["models"]["other"]["layers"] = ["vision_model"]
+    config["captioning"] |= {"model": "clip", "check_with": "other"}
+    with pytest.raises(ConfigError, match="captioning.check_with is 'other', whose layers"):
+        validate_config(config)
+    config["captioning"]["check_with"] = "labels"
+    with pytest.raises(ConfigError, match="not among the models of the study"):
+        validate_config(config)
 
 
 def test_methods_on_encoders_need_subjects_by_name():

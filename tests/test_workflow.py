@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from brainalign.config import workflow_root
+from brainalign.config import read_config, workflow_root
 
 pytest.importorskip("snakemake")
 
@@ -352,8 +352,9 @@ def test_the_real_study_is_planned_whole(planned):
     # Eight subjects; twelve targets, of which two are clusters of one region.
     assert counts["dive"] == counts["ascend"] == counts["judge"] == 8 * 12
     assert counts["dive_words"] == 8 * 12
-    # Two models; of the one, a half guides and the other half ranks, of the other a half judges.
-    assert counts["encode"] == 8 * 2 and counts["encode_half"] == 8 * 3
+    # Of one model a half guides and the other ranks, of another a half judges; a third is put into
+    # words.
+    assert counts["encode"] == 8 * 3 and counts["encode_half"] == 8 * 3
     assert counts["caption"] == 8
     assert counts["synthesis_section"] == counts["captioning_section"] == counts["report"] == 1
 
@@ -386,6 +387,20 @@ def test_what_guides_ranks_and_judges_are_three_encoders(planned):
     for encoder in (rank, judge):
         [half] = [c for c in commands if f"--out {encoder} " in c]
         assert "--half 2" in half and "--test seen_by_all" in half
+
+
+def test_the_captioner_of_the_real_study_reads_what_it_was_trained_on(planned):
+    """ClipCap's published weights read embeddings of OpenAI's ViT-B/32, and of no other."""
+    import open_clip
+
+    config = read_config(workflow_root() / "configs" / "nsd.yaml")
+    captioning = config["captioning"]
+    model = config["models"][captioning["model"]]["name"]
+    assert model == captioning["captioner"]["clip"] == "open_clip:ViT-B-32-quickgelu/openai"
+    assert ("ViT-B-32-quickgelu", "openai") in open_clip.list_pretrained()
+    captions = [line for line in planned.splitlines() if "brainalign caption " in line]
+    assert captions and all(f"--clip {model} " in c for c in captions)
+    assert all(f"/{captioning['model']} " in c for c in captions)
 
 
 def test_every_predicted_voxel_is_captioned_and_the_report_keeps_to_the_regions(planned):

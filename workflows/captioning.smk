@@ -3,6 +3,7 @@
 
 LIBRARY = CAPTIONING.get("library", {})
 BASELINE = CAPTIONING.get("baseline", {})
+CAPTIONED = MODELS[CAPTIONING["model"]]["layers"] if CAPTIONING else []
 
 
 def captioning_images(images):
@@ -30,7 +31,7 @@ rule library:
         folder=lambda w: captioning_images(w.images),
         store=OUT + "/features/store",
         # Embeddings as the model gives them: their norms count.
-        options=options(layers=["output"], pooling="mean", autocast=config["features"]["autocast"]),
+        options=options(layers=CAPTIONED, pooling="mean", autocast=config["features"]["autocast"]),
     threads: resource("library", "threads")
     resources:
         **needs("library"),
@@ -45,6 +46,11 @@ rule caption:
         encoded=lambda w: f"{OUT}/encoding/{CAPTIONING['study']}/{w.subject}/{CAPTIONING['model']}",
         library=lambda w: [] if "store" in LIBRARY else f"{OUT}/captioning/library.json",
         baseline=f"{OUT}/captioning/baseline.json" if BASELINE else [],
+        check_with=lambda w: (
+            f"{OUT}/encoding/{CAPTIONING['study']}/{w.subject}/{CAPTIONING['check_with']}"
+            if "check_with" in CAPTIONING
+            else []
+        ),
     output:
         captions=directory(OUT + "/captioning/captions/{subject}.zarr"),
         **(
@@ -58,9 +64,12 @@ rule caption:
         OUT + "/benchmarks/caption/{subject}.tsv"
     params:
         library=LIBRARY.get("store", OUT + "/captioning/library.json"),
-        options=lambda w: options(
+        options=lambda w, input: options(
+            layer=CAPTIONED[0],
+            check_with=input.get("check_with") or None,
             captioner=CAPTIONING["captioner"]["name"],
             tokenizer=CAPTIONING["captioner"]["tokenizer"],
+            **{k: CAPTIONING["captioner"].get(k) for k in ("clip", "prompt")},
             **{k: CAPTIONING.get(k) for k in ("draws", "temperature", "q", "beams", "max_tokens")},
             held_out=OUT + "/captioning/baseline.json" if BASELINE else None,
             held_out_stimuli=captioning_images("baseline") if "flag" in BASELINE else None,

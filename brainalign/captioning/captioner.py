@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,13 @@ SMALL_CAPTIONER = "small-captioner"
 #: Beams and longest caption in tokens, as published.
 BEAMS, MAX_TOKENS = 5, 67
 _SOURCES = ("clipcap:", "transformers:")
+#: OpenAI's CLIP, which ClipCap's authors used, with the activation it was trained with.
+_OPENAI_B32 = "open_clip:ViT-B-32-quickgelu/openai"
 _CONFIG, _WEIGHTS = "captioner_config.json", "captioner.safetensors"
+_PROMPTED, _MERGED = "vision_tower", "visual"
+_TOWERS = ("vision_model", "image_encoder", _PROMPTED, _MERGED)
+#: Where the picture is in a prompt.
+_PICTURE = "<image>"
 #: Buffers of attention masks that old versions of transformers stored.
 _MASKS = re.compile(r"\.attn\.(masked_)?bias$")
 
@@ -54,6 +61,10 @@ class Captioner(Protocol):
     @property
     def n_features(self) -> int:
         """The number of features of an embedding."""
+
+    @property
+    def clip(self) -> str | None:
+        """The model whose embeddings it reads, as `load_model` takes it; None where not known."""
 
     def caption(
         self,
@@ -174,6 +185,9 @@ class ClipCap(nn.Module):
         Tokens of the prefix.
     stop : str
         Ends a caption; one token.
+    clip : str, optional
+        The CLIP model whose embeddings the decoder was trained on, as
+        `brainalign.features.load_model` takes it.
 
     References
     ----------
@@ -181,9 +195,17 @@ class ClipCap(nn.Module):
     """
 
     def __init__(
-        self, gpt: Any, tokenizer: Any, n_features: int, *, prefix_length: int = 10, stop: str = "."
+        self,
+        gpt: Any,
+        tokenizer: Any,
+        n_features: int,
+        *,
+        prefix_length: int = 10,
+        stop: str = ".",
+        clip: str | None = None,
     ) -> None:
         super().__init__()
+        self.clip = clip
         width = gpt.config.n_embd
         out = width * prefix_length
         self.gpt, self._features = gpt, n_features
@@ -270,6 +292,7 @@ class ClipCap(nn.Module):
 
         folder = Path(folder)
         config = {
+            **({} if self.clip is None else {"clip": self.clip}),
             "n_features": self.n_features,
             "prefix_length": self.prefix_length,
             "stop": self.stop,
@@ -314,10 +337,16 @@ class _Continuation:
 class VisionLanguageCaptioner:
     """A vision-language model of transformers whose vision tower is replaced by given states.
 
-    It is for models that pass the hidden states of a tower named ``vision_model`` or
-    ``image_encoder`` to the language part, such as GIT and BLIP-2. The embeddings take the place of
-    these states, so they must come from the same tower: the features of a voxel's encoder are then
-    the tower's states, pooled (one state for all tokens) or whole.
+    The embeddings take the place of what the tower gives the language part, so they must come from
+    the same tower: the features of a voxel's encoder are then its states, pooled (one state for all
+    tokens) or whole. By the name of the tower that is
+
+    - ``vision_model`` or ``image_encoder`` (GIT, BLIP-2): its last hidden state;
+    - ``vision_tower`` (LLaVA, PaliGemma): the hidden state that the configuration chooses with
+      ``vision_feature_layer``, class token included where the model drops it itself, or the last;
+    - ``visual`` (Qwen2-VL, Qwen2.5-VL): its patches merged, as wide as the language model.
+
+    The language model of the last two reads a picture in place of tokens of its prompt.
 
     Parameters
     ----------
@@ -327,11 +356,31 @@ class VisionLanguageCaptioner:
         Its tokenizer.
     stop : str
         Ends a caption, beside the model's own end token, where it is one token.
+    clip : str, optional
+        The model whose states these are, as `brainalign.features.load_model` takes it.
+    prompt : str, optional
+        Of a model with such a prompt: what it is asked, word for word with its special tokens, and
+        ``<image>`` where the picture is. Default the first token of a text and the picture.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such tower, joins several of its layers, or the prompt does not fit.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, stop: str = ".") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        stop: str = ".",
+        clip: str | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        self.clip = clip
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.tower = _tower(model)
+        self.tower, self._kind = _tower(model)
+        self._around = self._asked(prompt)
         end = _stop_token(tokenizer, stop)
         text = getattr(model.config, "text_config", None) or model.config
         own = [model.generation_config.eos_token_id, text.eos_token_id, tokenizer.eos_token_id]
@@ -340,8 +389,64 @@ class VisionLanguageCaptioner:
 
     @property
     def n_features(self) -> int:
-        """The number of features of a state of the vision tower."""
-        return int(self.model.config.vision_config.hidden_size)
+        """The number of features of a state that the language part is given."""
+        vision = self.model.config.vision_config
+        merged = getattr(vision, "out_hidden_size", None) if self._kind == _MERGED else None
+        return int(merged or vision.hidden_size)
+
+    def _asked(self, prompt: str | None) -> tuple[list[int], list[int]] | None:
+        """Return the prompt's tokens before and behind the picture; None for a model without."""
+        if self._kind not in (_PROMPTED, _MERGED):
+            if prompt is not None:
+                raise ConfigError(
+                    f"{type(self.model).__name__} reads a picture without a prompt; got {prompt!r}."
+                )
+            return None
+        bos = self.tokenizer.bos_token_id
+        if prompt is None:
+            before, behind = [] if bos is None else [bos], []
+        elif prompt.count(_PICTURE) != 1:
+            raise ConfigError(f"The prompt {prompt!r} must have {_PICTURE} in one place.")
+        else:
+            before, behind = (
+                [*self.tokenizer.encode(part, add_special_tokens=False)] if part else []
+                for part in prompt.split(_PICTURE)
+            )
+        if self._kind == _MERGED:  # the model counts pictures by the token that starts them
+            config = self.model.config
+            before = [*before, config.vision_start_token_id]
+            behind = [config.vision_end_token_id, *behind]
+        return before, behind
+
+    def _inputs(self, states: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the tower gives, (n, token, feature), and inputs of a size that fits."""
+        config, n = self.model.config, len(states)
+        dropped = int(getattr(config, "vision_feature_select_strategy", "") == "default")
+        if dropped and states.shape[1] == 1:
+            states = states.repeat(1, 2, 1)
+        n_tokens = states.shape[1] - dropped
+        inputs: dict[str, Tensor] = {}
+        if self._kind == _MERGED:
+            side = math.isqrt(n_tokens)
+            rows = side if side**2 == n_tokens else 1
+            merged = config.vision_config.spatial_merge_size
+            grid = [1, rows * merged, n_tokens // rows * merged]
+            inputs["image_grid_thw"] = torch.tensor([grid] * n, device=states.device)
+            inputs["pixel_values"] = states.new_zeros(n * math.prod(grid), 1)
+        else:
+            size = config.vision_config.image_size
+            inputs["pixel_values"] = states.new_zeros(n, 3, size, size)
+        if self._around is None:
+            return states, inputs
+        before, behind = self._around
+        ids = torch.tensor([*before, *[config.image_token_id] * n_tokens, *behind])
+        ids = ids.to(states.device).expand(n, -1)
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._kind == _MERGED:
+            inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+        if config.model_type == "paligemma":  # all of the prompt is read in both directions
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        return states, inputs
 
     @torch.no_grad()
     def caption(
@@ -358,7 +463,8 @@ class VisionLanguageCaptioner:
         Parameters
         ----------
         embeddings : array-like, shape (n, n_features) or (n, n_tokens, n_features)
-            States of the vision tower: one, or as many as it gives an image.
+            States of the vision tower: one, or as many as it gives an image. A square number of
+            merged ones is taken to lie in a square, another in a row.
         beams, max_tokens, batch_size, progress
             As in `ClipCap.caption`.
 
@@ -371,34 +477,38 @@ class VisionLanguageCaptioner:
         _check_search(beams, max_tokens, batch_size)
         device = next(self.model.parameters()).device
         dtype = next(self.model.parameters()).dtype
-        size = self.model.config.vision_config.image_size
+        n_layers = getattr(self.model.config.vision_config, "num_hidden_layers", 0) + 1
         said: list[str] = []
         for part in _batches(len(x), batch_size, progress):
             states = x[part].to(device, dtype)
             if states.ndim == 2:
                 states = states[:, None]
-            with _in_place_of(self.tower, states):
+            states, inputs = self._inputs(states)
+            with _in_place_of(self.tower, states, len(inputs["pixel_values"]), n_layers):
                 ids = self.model.generate(
-                    pixel_values=torch.zeros(
-                        len(states), 3, size, size, device=device, dtype=dtype
-                    ),
-                    num_beams=beams, do_sample=False, max_new_tokens=max_tokens,
+                    **inputs, num_beams=beams, do_sample=False, max_new_tokens=max_tokens,
                     eos_token_id=self.ends,
                 )  # fmt: skip
+            if "input_ids" in inputs:
+                ids = ids[:, inputs["input_ids"].shape[1] :]
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             said += [" ".join(t.split()) for t in texts]
         return said
 
 
 @contextlib.contextmanager
-def _in_place_of(tower: nn.Module, states: Tensor) -> Iterator[None]:
-    """Let a vision tower return given states, whatever it is shown."""
+def _in_place_of(tower: nn.Module, states: Tensor, n_shown: int, n_layers: int) -> Iterator[None]:
+    """Let a vision tower return given states, in all its layers, whatever it is shown."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     def forward(pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         # A beam search may repeat pictures; the states are repeated like them.
-        shown = states.repeat_interleave(len(pixel_values) // len(states), dim=0)
-        return BaseModelOutputWithPooling(last_hidden_state=shown, pooler_output=shown[:, 0])
+        shown = states.repeat_interleave(len(pixel_values) // n_shown, dim=0)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=shown,
+            pooler_output=shown.flatten(0, 1),  # of merged patches, the one that is read
+            hidden_states=(shown,) * n_layers,
+        )
 
     tower.forward = forward
     try:
@@ -413,18 +523,31 @@ def _stop_token(tokenizer: Any, stop: str) -> int | None:
     return int(ids[-1]) if len(ids) and tokenizer.decode([ids[-1]]).strip() == stop else None
 
 
-def _tower(model: Any) -> nn.Module:
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("vision_model", "image_encoder"):
-            return module
-    raise ConfigError(
-        f"{type(model).__name__} has no vision tower named vision_model or image_encoder.",
-        "Use a model such as GIT or BLIP-2.",
-    )
+def _tower(model: Any) -> tuple[nn.Module, str]:
+    """Return the outermost module with the name of a vision tower, and that name."""
+    named = ((module, path.rpartition(".")[2]) for path, module in model.named_modules())
+    found = next(((module, name) for module, name in named if name in _TOWERS), None)
+    if found is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no vision tower named {', '.join(_TOWERS)}.",
+            "Use a model such as GIT, BLIP-2, LLaVA, PaliGemma or Qwen2-VL.",
+        )
+    several = isinstance(getattr(model.config, "vision_feature_layer", None), list | tuple)
+    if several or hasattr(model.config.vision_config, "deepstack_visual_indexes"):
+        raise ConfigError(
+            f"{type(model).__name__} gives its language model several layers of its vision tower.",
+            "Use a model that reads one layer, such as LLaVA 1.5.",
+        )
+    return found
 
 
 def load_captioner(
-    name: str | Path, *, tokenizer: str | Path = "gpt2", device: str | torch.device = "auto"
+    name: str | Path,
+    *,
+    tokenizer: str | Path = "gpt2",
+    clip: str | None = None,
+    prompt: str | None = None,
+    device: str | torch.device = "auto",
 ) -> ClipCap | VisionLanguageCaptioner:
     """Load a captioner by name or path.
 
@@ -436,6 +559,13 @@ def load_captioner(
         ``coco_weights.pt``); ``transformers:ID_OR_PATH``, see `VisionLanguageCaptioner`.
     tokenizer : str or path
         Of a ``clipcap:`` checkpoint, which holds none: a name or folder for transformers.
+    clip : str, optional
+        The model whose embeddings the captioner was trained on, as
+        `brainalign.features.load_model` takes it: required for a ``clipcap:`` checkpoint, which
+        does not name it. ``coco_weights.pt`` was trained on those of
+        ``open_clip:ViT-B-32-quickgelu/openai``.
+    prompt : str, optional
+        Of a vision-language model that reads one, see `VisionLanguageCaptioner`.
     device : str or torch.device
         See `brainalign.device.resolve_device`.
 
@@ -447,6 +577,8 @@ def load_captioner(
         If a checkpoint does not hold what it should.
     UnknownNameError
         If the name is of no known kind.
+    ConfigError
+        If `clip` is missing for a checkpoint, or is not what a folder names.
     MissingDependencyError
         If transformers is not installed.
     """
@@ -459,14 +591,15 @@ def load_captioner(
         ) from error
     where, text = resolve_device(device), str(name)
     if text == SMALL_CAPTIONER:
-        return _from_folder(shipped_folder(text), transformers).to(where).eval()
+        return _from_folder(shipped_folder(text), transformers, clip).to(where).eval()
     if text.startswith("clipcap:"):
-        made = _from_checkpoint(Path(text.removeprefix("clipcap:")), tokenizer, transformers)
-        return made.to(where).eval()
+        path = Path(text.removeprefix("clipcap:"))
+        return _from_checkpoint(path, tokenizer, transformers, clip).to(where).eval()
     if text.startswith("transformers:"):
-        return _from_transformers(text.removeprefix("transformers:"), transformers, where)
+        model, words = _from_transformers(text.removeprefix("transformers:"), transformers)
+        return VisionLanguageCaptioner(model.to(where), words, clip=clip, prompt=prompt)
     if Path(name).is_dir():
-        return _from_folder(Path(name), transformers).to(where).eval()
+        return _from_folder(Path(name), transformers, clip).to(where).eval()
     known = [SMALL_CAPTIONER, *_SOURCES]
     raise UnknownNameError(
         f"There is no captioner {text!r}, and no such folder.{near(text, known)}",
@@ -474,7 +607,7 @@ def load_captioner(
     )
 
 
-def _from_folder(folder: Path, transformers: Any) -> ClipCap:
+def _from_folder(folder: Path, transformers: Any, clip: str | None) -> ClipCap:
     from safetensors.torch import load_file
 
     if not (folder / _CONFIG).is_file():
@@ -483,17 +616,31 @@ def _from_folder(folder: Path, transformers: Any) -> ClipCap:
             "Give a folder that ClipCap.save wrote.",
         )
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    own = config.get("clip", clip)
+    if clip is not None and own != clip:
+        raise ConfigError(
+            f"The captioner {folder} reads embeddings of {own!r}; clip is {clip!r}.",
+            "Leave clip out.",
+        )
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     gpt = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config["gpt2"]))
     made = ClipCap(
         gpt, tokenizer, config["n_features"], prefix_length=config["prefix_length"],
-        stop=config["stop"],
+        stop=config["stop"], clip=own,
     )  # fmt: skip
     _put(made, {k: v.float() for k, v in load_file(folder / _WEIGHTS).items()}, folder)
     return made
 
 
-def _from_checkpoint(path: Path, tokenizer: str | Path, transformers: Any) -> ClipCap:
+def _from_checkpoint(
+    path: Path, tokenizer: str | Path, transformers: Any, clip: str | None
+) -> ClipCap:
+    if clip is None:
+        raise ConfigError(
+            f"The checkpoint {path} does not say which model's embeddings it reads, and other "
+            "models have as many features.",
+            f"Name it with clip; coco_weights.pt was trained on those of {_OPENAI_B32!r}.",
+        )
     if not path.is_file():
         raise UnavailableError(f"There is no checkpoint {path}.")
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -525,7 +672,7 @@ def _from_checkpoint(path: Path, tokenizer: str | Path, transformers: Any) -> Cl
         ) from error
     n_features = state["clip_project.model.0.weight"].shape[1]
     gpt = transformers.GPT2LMHeadModel(config)
-    made = ClipCap(gpt, words, n_features, prefix_length=prefix_length)
+    made = ClipCap(gpt, words, n_features, prefix_length=prefix_length, clip=clip)
     _put(made, state, path)
     return made
 
@@ -539,9 +686,8 @@ def _put(made: ClipCap, state: dict[str, Tensor], path: Path) -> None:
         raise SchemaError(f"The weights of {path} do not fit: {error}") from error
 
 
-def _from_transformers(
-    name: str, transformers: Any, device: torch.device
-) -> VisionLanguageCaptioner:
+def _from_transformers(name: str, transformers: Any) -> tuple[Any, Any]:
+    """Return a model and its tokenizer."""
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -557,7 +703,7 @@ def _from_transformers(
             f"transformers cannot load {name!r}: {str(error).splitlines()[0]}",
             "Check the name, or give a folder that save_pretrained wrote.",
         ) from error
-    return VisionLanguageCaptioner(model.to(device), tokenizer)
+    return model, tokenizer
 
 
 def _embeddings(embeddings: ArrayLike, n_features: int, most_dims: int) -> Tensor:

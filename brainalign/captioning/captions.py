@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from brainalign.data.schema import validate
 from brainalign.data.store import provenance, read, write
 from brainalign.encoding.align import feature_matrix, neuroid_coords
 from brainalign.encoding.model import predict, sources_of
-from brainalign.encoding.result import read_result
+from brainalign.encoding.result import EncodingResult, read_result
 from brainalign.encoding.rois import roi_members
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 from brainalign.features import load_model
@@ -38,6 +39,8 @@ from brainalign.features.manifest import read_manifest
 
 if TYPE_CHECKING:
     from brainalign.features.models import Model
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "caption_best_images",
@@ -107,11 +110,118 @@ def _text_embeddings(
     return (t - mean) / scale
 
 
+def _require_space(
+    captioner: Captioner, encoder: xr.Dataset, embeddings: Iterable[tuple[str, xr.Dataset]] = ()
+) -> None:
+    """Refuse embeddings of another model than the encoder's, and a captioner of another."""
+    own = [str(encoder[k].values) for k in ("model", "layer")]
+    for what, ds in embeddings:
+        theirs = [str(ds[k].values) for k in ("model", "layer")]
+        if theirs != own:
+            raise SchemaError(
+                f"The encoder was fitted to layer {own[1]!r} of {own[0]!r}; the {what} has "
+                f"embeddings of layer {theirs[1]!r} of {theirs[0]!r}.",
+                "Embed the images with the model that the encoder was fitted to.",
+            )
+    if captioner.clip is not None and captioner.clip != own[0]:
+        raise SchemaError(
+            f"The captioner reads embeddings of {captioner.clip!r}; the encoder was fitted to "
+            f"those of {own[0]!r}, so the words would mean nothing.",
+            f"Fit the encoder to {captioner.clip!r}, or use a captioner of {own[0]!r}.",
+        )
+    if captioner.n_features != encoder.sizes["feature"]:
+        raise SchemaError(
+            f"The encoder has {encoder.sizes['feature']} features and the captioner takes "
+            f"{captioner.n_features}.",
+            "Use the captioner of the model that the encoder was fitted to.",
+        )
+
+
+def _opened(library: Any, layer: str) -> Any:
+    """Open what a library names by path, of a manifest the layer."""
+    if isinstance(library, list | tuple):
+        return [_opened(part, layer) for part in library]
+    if isinstance(library, str | Path) and Path(library).suffix != ".npy":
+        return _features(library, layer)
+    return library
+
+
+def _described(library: Any) -> Iterator[xr.Dataset]:
+    """Yield the parts of an opened library that say which model made them."""
+    if isinstance(library, list):
+        for part in library:
+            yield from _described(part)
+    elif isinstance(library, xr.Dataset):
+        yield validate(library, "features")
+
+
+def _features(path: str | Path, layer: str) -> xr.Dataset:
+    """Open a store of features, or a layer of a manifest."""
+    if Path(path).suffix != ".json":
+        return read(path, "features")
+    layers = read_manifest(path)
+    if layer not in layers:
+        raise UnknownNameError(f"{path} has no layer {layer!r}.{near(layer, layers)}")
+    return layers[layer]
+
+
+def _text_model(
+    encoder: xr.Dataset, model: Model | str | None, device: str = "auto"
+) -> Model | None:
+    """Return the model whose texts lie where an encoder's features do; None where none do."""
+    named = str(encoder["model"].values) if model is None else model
+    if str(encoder["layer"].values) != OUTPUT:
+        return None
+    if isinstance(named, str):
+        if named.startswith("instance:"):
+            return None
+        named = load_model(named, device=device)
+    return None if named.text is None else named
+
+
+def _checker(
+    encoder: xr.Dataset,
+    check_with: xr.Dataset | None,
+    model: Model | str | None,
+    device: str = "auto",
+) -> tuple[xr.Dataset, Model] | None:
+    """Return the encoder that predicts responses to texts, and their model; None for none."""
+    checks = encoder
+    if check_with is not None:
+        validate(check_with, "encoder")
+        own, theirs = (ds["neuroid_id"].values.astype(str).tolist() for ds in (encoder, check_with))
+        place = {n: i for i, n in enumerate(theirs)}
+        missing = [n for n in own if n not in place]
+        if missing:
+            raise SchemaError(
+                f"check_with lacks {len(missing)} of the {len(own)} neuroids that are captioned, "
+                f"the first is {missing[0]!r}.",
+                "Fit it to the same responses.",
+            )
+        checks = check_with.isel(neuroid=[place[n] for n in own])
+    clip = _text_model(checks, model, device)
+    if clip is not None:
+        _text_embeddings(checks, ["a photo"], clip)  # raises where its texts do not fit
+        return checks, clip
+    about = f"layer {str(checks['layer'].values)!r} of {str(checks['model'].values)!r}"
+    if check_with is not None:
+        raise SchemaError(
+            f"check_with was fitted to {about}, where no texts lie.",
+            "Give an encoder of the output of a CLIP model.",
+        )
+    log.warning(
+        "No texts lie where this encoder's features do (%s): its captions are not checked. An "
+        "encoder of a CLIP model's output, given as check_with, checks them.", about,
+    )  # fmt: skip
+    return None
+
+
 def caption_voxels(
     encoder: xr.Dataset,
     embeddings: ArrayLike,
     captioner: Captioner,
     *,
+    check_with: xr.Dataset | None = None,
     model: Model | str | None = None,
     beams: int = BEAMS,
     max_tokens: int = MAX_TOKENS,
@@ -129,8 +239,11 @@ def caption_voxels(
         Of `project`, not normalised.
     captioner : Captioner
         See `load_captioner`.
+    check_with : Dataset, optional
+        ``encoder`` schema: another encoder of the same neuroids that checks the words, of the
+        output of a CLIP model. By default the encoder itself, where texts lie in its space.
     model : Model or str, optional
-        The CLIP model; by default the encoder's own.
+        The CLIP model of the encoder that checks; by default its own, by its name.
     beams, max_tokens, batch_size
         Of the search.
     seed : int
@@ -143,8 +256,32 @@ def caption_voxels(
     Dataset
         ``captions`` schema: ``caption``; ``prediction``, the encoder's for the caption's text, in
         the unit of the responses; ``percentile``, the share of up to 1,000 captions of other voxels
-        for which it predicts this voxel less (ties count half), all (neuroid, draw).
+        for which it predicts this voxel less (ties count half), all (neuroid, draw). The attribute
+        ``checked_with`` names the model that embedded the words. Where there is none (states of a
+        vision tower have no texts beside them) it is missing, and both are NaN.
+
+    Raises
+    ------
+    SchemaError
+        If the captioner reads embeddings of another model than the encoder's, or `check_with` lacks
+        neuroids or has no texts in its space.
     """
+    _require_space(captioner, encoder)
+    checker = _checker(encoder, check_with, model)
+    grid = _said(encoder, embeddings, captioner, beams, max_tokens, batch_size, progress)
+    return _checked(encoder, grid, checker, seed)
+
+
+def _said(
+    encoder: xr.Dataset,
+    embeddings: ArrayLike,
+    captioner: Captioner,
+    beams: int,
+    max_tokens: int,
+    batch_size: int,
+    progress: bool | None,
+) -> NDArray[np.str_]:
+    """Return captions (neuroid, draw) of embeddings (draw, neuroid, feature)."""
     x = np.asarray(embeddings, dtype=np.float32)
     n = encoder.sizes["neuroid"]
     if x.ndim != 3 or x.shape[1] != n:
@@ -156,13 +293,40 @@ def caption_voxels(
         np.swapaxes(x, 0, 1).reshape(n * len(x), -1),
         beams=beams, max_tokens=max_tokens, batch_size=batch_size, progress=progress,
     )  # fmt: skip
-    return _checked(encoder, np.array(flat, dtype=str).reshape(n, len(x)), model, seed)
+    return np.array(flat, dtype=str).reshape(n, len(x))
 
 
 def _checked(
-    encoder: xr.Dataset, grid: NDArray[np.str_], model: Model | str | None, seed: int
+    encoder: xr.Dataset,
+    grid: NDArray[np.str_],
+    checker: tuple[xr.Dataset, Model] | None,
+    seed: int,
 ) -> xr.Dataset:
-    """Return captions (neuroid, draw) with the encoder's predictions for them."""
+    """Return captions (neuroid, draw) with the predictions for them, NaN without a checker."""
+    prediction, percentile = np.full(grid.shape, np.nan), np.full(grid.shape, np.nan)
+    attrs: dict[str, Any] = {"subject": str(encoder.attrs.get("subject", "")), "seed": seed}
+    if checker is not None:
+        prediction, percentile = _faithfulness(grid, *checker, seed)
+        attrs["checked_with"] = checker[1].name
+    ds = xr.Dataset(
+        {
+            "caption": (("neuroid", "draw"), grid),
+            "prediction": (
+                ("neuroid", "draw"), prediction.astype(np.float32),
+                {"units": str(encoder.attrs.get("units", ""))},
+            ),
+            "percentile": (("neuroid", "draw"), percentile.astype(np.float32), {"units": ""}),
+        },
+        coords={k: str(encoder[k].values) for k in ("model", "layer")},
+        attrs=attrs,
+    )  # fmt: skip
+    return validate(ds.merge(neuroid_coords(encoder), combine_attrs="override"), "captions")
+
+
+def _faithfulness(
+    grid: NDArray[np.str_], encoder: xr.Dataset, model: Model, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return predictions for captions (neuroid, draw), and their percentiles among others'."""
     distinct, number = np.unique(grid, return_inverse=True)
     number = number.reshape(grid.shape)
     embedded = _text_embeddings(encoder, distinct.tolist(), model)
@@ -188,19 +352,7 @@ def _checked(
             below = ((others < value) & ~mine & ~same).sum(axis=1) + 0.5 * same.sum(axis=1)
             with np.errstate(invalid="ignore", divide="ignore"):
                 percentile[t, k] = below / count
-    ds = xr.Dataset(
-        {
-            "caption": (("neuroid", "draw"), grid),
-            "prediction": (
-                ("neuroid", "draw"), prediction.astype(np.float32),
-                {"units": str(encoder.attrs.get("units", ""))},
-            ),
-            "percentile": (("neuroid", "draw"), percentile.astype(np.float32), {"units": ""}),
-        },
-        coords={k: str(encoder[k].values) for k in ("model", "layer")},
-        attrs={"subject": str(encoder.attrs.get("subject", "")), "seed": seed},
-    )  # fmt: skip
-    return validate(ds.merge(neuroid_coords(encoder), combine_attrs="override"), "captions")
+    return prediction, percentile
 
 
 def caption_encoder(
@@ -208,6 +360,7 @@ def caption_encoder(
     library: Any,
     captioner: Captioner | str | Path,
     *,
+    check_with: xr.Dataset | None = None,
     model: Model | str | None = None,
     temperature: float = TEMPERATURE,
     n_draws: int = DRAWS,
@@ -223,12 +376,13 @@ def caption_encoder(
     Parameters
     ----------
     encoder : Dataset
-        ``encoder`` schema, of the output of a CLIP model.
+        ``encoder`` schema, of the output of a CLIP model; for a vision-language model of states
+        of its vision tower.
     library : array-like, Dataset, path, or iterable of these
-        See `project`.
+        See `project`; of a manifest the encoder's layer is read.
     captioner : Captioner, str or path
         Or its name, see `load_captioner`.
-    model, beams, max_tokens, batch_size, progress
+    check_with, model, beams, max_tokens, batch_size, progress
         See `caption_voxels`.
     temperature, n_draws, seed, device
         See `project`.
@@ -238,6 +392,12 @@ def caption_encoder(
     Dataset
         ``captions`` schema, see `caption_voxels`.
 
+    Raises
+    ------
+    SchemaError
+        If the captioner, or a library that names its model, is of another model than the encoder,
+        or the words cannot be checked by what should check them.
+
     References
     ----------
     Luo et al. (2024), BrainSCUBA: Fine-grained natural language captions of visual cortex
@@ -246,20 +406,15 @@ def caption_encoder(
     validate(encoder, "encoder")
     weights = embedding_weights(encoder)
     said_by, captioner = _named(captioner, device)
-    if captioner.n_features != weights.shape[1]:
-        raise SchemaError(
-            f"The encoder has {weights.shape[1]} features and the captioner takes "
-            f"{captioner.n_features}.",
-            "Use the captioner of the CLIP model that the encoder was fitted to.",
-        )
+    library = _opened(library, str(encoder["layer"].values))
+    _require_space(captioner, encoder, (("library", ds) for ds in _described(library)))
+    checker = _checker(encoder, check_with, model, device)
     embeddings = project(
         weights, library, temperature=temperature, n_draws=n_draws, seed=seed, device=device,
         progress=progress,
     )  # fmt: skip
-    made = caption_voxels(
-        encoder, embeddings, captioner, model=model, beams=beams, max_tokens=max_tokens,
-        batch_size=batch_size, seed=seed, progress=progress,
-    )  # fmt: skip
+    grid = _said(encoder, embeddings, captioner, beams, max_tokens, batch_size, progress)
+    made = _checked(encoder, grid, checker, seed)
     made = made.assign_coords(captioner=said_by)
     return made.assign_attrs(method="projection", temperature=temperature, beams=beams)
 
@@ -277,6 +432,7 @@ def caption_best_images(
     *,
     responses: xr.DataArray | None = None,
     n_images: int = 1,
+    check_with: xr.Dataset | None = None,
     model: Model | str | None = None,
     seed: int = 0,
     beams: int = BEAMS,
@@ -300,7 +456,7 @@ def caption_best_images(
         predicts.
     n_images : int
         The best images of each voxel that are captioned, each in place of a draw.
-    model, seed, beams, max_tokens, batch_size, device, progress
+    check_with, model, seed, beams, max_tokens, batch_size, device, progress
         See `caption_encoder`.
 
     Returns
@@ -309,6 +465,8 @@ def caption_best_images(
         ``captions`` schema, see `caption_voxels`, with ``source_id`` (neuroid, draw), the image.
     """
     said_by, captioner = _named(captioner, device)
+    _require_space(captioner, encoder, [("set of images", features)])
+    checker = _checker(encoder, check_with, model, device)
     if responses is None:
         responses = predict(encoder, _as_fitted(encoder, features))
     ids = responses["stimulus_id"].values.astype(str)
@@ -329,7 +487,7 @@ def caption_best_images(
         x, beams=beams, max_tokens=max_tokens, batch_size=batch_size, progress=progress
     )
     grid = np.array(said, dtype=str)[number.reshape(best.shape)]
-    made = _checked(encoder, grid, model, seed)
+    made = _checked(encoder, grid, checker, seed)
     made = made.assign(source_id=(("neuroid", "draw"), ids[best]))
     return made.assign_coords(captioner=said_by).assign_attrs(method="best images", beams=beams)
 
@@ -350,7 +508,10 @@ def caption_result(
     *,
     captioner: str = SMALL_CAPTIONER,
     tokenizer: str = "gpt2",
+    clip: str | None = None,
+    prompt: str | None = None,
     layer: str = OUTPUT,
+    check_with: str | Path | None = None,
     q: float | None = 0.05,
     rois: Sequence[str] | None = None,
     held_out: str | Path | None = None,
@@ -370,16 +531,19 @@ def caption_result(
     Parameters
     ----------
     encoded : path
-        Folder of `brainalign.encoding.write_result`, of a CLIP model.
+        Folder of `brainalign.encoding.write_result`, of a CLIP model or a vision tower.
     library : path, or several
         See `project`: a feature manifest, a store or a ``.npy`` file.
     out : path
         A ``.zarr`` store that gets the captions; with `held_out` the baseline beside it, under
         ``NAME-best-images.zarr``.
-    captioner, tokenizer : str
+    captioner, tokenizer, clip, prompt : str
         See `load_captioner`.
     layer : str
-        The encoder's layer: the model's output.
+        The encoder's layer: the model's output; for a vision-language model, of its vision tower.
+    check_with : path, optional
+        An encoding result of the same neuroids and of a CLIP model, whose encoder of the output
+        checks the words, see `caption_voxels`.
     q : float, optional
         Only voxels that are predicted with a q-value (false-discovery rate) below this; None for
         all. What an encoder does not predict has no caption that means anything.
@@ -411,12 +575,7 @@ def caption_result(
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Pass overwrite=True to replace it.")
     result = read_result(encoded)
-    if layer not in result.encoders:
-        raise UnknownNameError(
-            f"{encoded} has no encoder of layer {layer!r}.{near(layer, result.encoders)}",
-            f"It has {', '.join(result.encoders)}. Encode with the model's output alone.",
-        )
-    encoder = result.encoders[layer]
+    encoder = _encoder_of(result, encoded, layer)
     ids = encoder["neuroid_id"].values.astype(str)
     keep = np.ones(len(ids), dtype=bool)
     if q is not None:
@@ -437,22 +596,29 @@ def caption_result(
             "Pass q=None, or other regions.",
         )
     encoder = encoder.isel(neuroid=np.flatnonzero(keep)).load()
-    clip = load_model(model or str(encoder["model"].values), device=device)
-    decoder = load_captioner(captioner, tokenizer=tokenizer, device=device)
+    checks = None
+    if check_with is not None:
+        checks = _encoder_of(read_result(check_with), check_with, OUTPUT).load()
+    texts = _text_model(encoder if checks is None else checks, model, device)
+    decoder = load_captioner(
+        captioner, tokenizer=tokenizer, clip=clip, prompt=prompt, device=device
+    )
     config = {
-        "captioner": captioner, "layer": layer, "q": q, "rois": [*rois] if rois else None,
-        "temperature": temperature, "n_draws": n_draws, "beams": beams, "max_tokens": max_tokens,
+        "captioner": captioner, "clip": decoder.clip, "prompt": prompt, "layer": layer, "q": q,
+        "rois": [*rois] if rois else None, "temperature": temperature, "n_draws": n_draws,
+        "beams": beams, "max_tokens": max_tokens,
     }  # fmt: skip
     about = provenance(config=config, seed=seed)
     made = caption_encoder(
-        encoder, library, decoder, model=clip, temperature=temperature, n_draws=n_draws, seed=seed,
-        beams=beams, max_tokens=max_tokens, batch_size=batch_size, device=device,
+        encoder, library, decoder, check_with=checks, model=texts, temperature=temperature,
+        n_draws=n_draws, seed=seed, beams=beams, max_tokens=max_tokens, batch_size=batch_size,
+        device=device,
     ).assign_coords(captioner=captioner)  # fmt: skip
     write(made, out, "captions", provenance=about, overwrite=overwrite)
     if held_out is not None:
         baseline = caption_best_images(
-            encoder, _held_out(held_out, layer, held_out_ids), decoder, model=clip,
-            n_images=n_draws, seed=seed, beams=beams, max_tokens=max_tokens,
+            encoder, _held_out(held_out, layer, held_out_ids), decoder, check_with=checks,
+            model=texts, n_images=n_draws, seed=seed, beams=beams, max_tokens=max_tokens,
             batch_size=batch_size, device=device,
         ).assign_coords(captioner=captioner)  # fmt: skip
         beside = out.with_name(f"{out.stem}-best-images{out.suffix}")
@@ -460,15 +626,18 @@ def caption_result(
     return out
 
 
+def _encoder_of(result: EncodingResult, path: str | Path, layer: str) -> xr.Dataset:
+    if layer not in result.encoders:
+        raise UnknownNameError(
+            f"{path} has no encoder of layer {layer!r}.{near(layer, result.encoders)}",
+            f"It has {', '.join(result.encoders)}. Encode with this layer alone.",
+        )
+    return result.encoders[layer]
+
+
 def _held_out(path: str | Path, layer: str, ids: Sequence[str] | None) -> xr.Dataset:
     """Open embeddings, of a manifest those of `layer`, and keep those of some images."""
-    if Path(path).suffix == ".json":
-        layers = read_manifest(path)
-        if layer not in layers:
-            raise UnknownNameError(f"{path} has no layer {layer!r}.{near(layer, layers)}")
-        features = layers[layer]
-    else:
-        features = read(path, "features")
+    features = _features(path, layer)
     if ids is None:
         return features
     keep = np.flatnonzero(np.isin(features["stimulus_id"].values.astype(str), list(ids)))
@@ -551,12 +720,16 @@ def voxel_table(
     DataFrame
         ``neuroid``, ``ROI``, ``hemisphere``, ``caption`` (the draw of the highest percentile, then
         of the highest prediction), ``nouns`` (of all draws, most frequent first), ``predicted``,
-        ``percentile`` of that caption and, with scores, ``r``. Text that repeats is categorical,
-        numbers are float32: 200,000 voxels need some tens of MiB.
+        ``percentile`` of that caption and, with scores, ``r``. Of captions that were not checked it
+        is the first draw, without ``predicted`` and ``percentile``. Text that repeats is
+        categorical, numbers are float32: 200,000 voxels need some tens of MiB.
     """
     grid = captions["caption"].values.astype(str)
     p, y = captions["percentile"].values, captions["prediction"].values
-    best = np.lexsort((y, np.nan_to_num(p, nan=-1.0)), axis=1)[:, -1]
+    checked = bool(np.isfinite(y).any())
+    best = np.zeros(len(grid), dtype=np.intp)
+    if checked:
+        best = np.lexsort((y, np.nan_to_num(p, nan=-1.0)), axis=1)[:, -1]
     rows = np.arange(len(grid))
     found = nouns(grid.ravel().tolist(), tagger)
     k = grid.shape[1]
@@ -569,9 +742,10 @@ def voxel_table(
         "hemisphere": pd.Categorical(captions["hemisphere"].values.astype(str)),
         "caption": pd.Categorical(grid[rows, best]),
         "nouns": pd.Categorical(words),
-        "predicted": y[rows, best].astype(np.float32),
-        "percentile": p[rows, best].astype(np.float32),
     }
+    if checked:
+        data["predicted"] = y[rows, best].astype(np.float32)
+        data["percentile"] = p[rows, best].astype(np.float32)
     if scores is not None:
         known = dict(zip(scores["neuroid_id"].values.astype(str), scores["r"].values, strict=True))
         data["r"] = np.array([known.get(n, np.nan) for n in data["neuroid"]], dtype=np.float32)

@@ -30,6 +30,7 @@ from brainalign.data.store import read
 from brainalign.encoding.result import read_result
 from brainalign.encoding.rois import roi_members
 from brainalign.errors import ConfigError
+from brainalign.features.layers import OUTPUT
 
 __all__ = ["captions_section", "section_from_captions"]
 
@@ -168,11 +169,17 @@ def captions_section(
     if weights:
         figures += _clusters(captions, weights, members, n_clusters, tagger, seed)
         figures.append(_weight_map(captions, weights, members))
-    figures.append(_faithfulness(captions, baselines or {}))
+    faithful = _faithfulness(captions, baselines or {})
+    if faithful is not None:
+        figures.append(faithful)
     if baselines and names:
         figures.append(_baseline(captions, baselines, members, names, tagger))
     figures += [_table(ds, (scores or {}).get(s), s, tagger) for s, ds in captions.items()]
     first = next(iter(captions.values()))
+    unchecked = [s for s, ds in captions.items() if not _is_checked(ds)]
+    facts = {"Captions of voxels": f"{sum(d.sizes['neuroid'] for d in captions.values()):,}"}
+    if unchecked:
+        facts["Faithfulness not checked"] = ", ".join(unchecked)
     return Section(
         id="captions",
         title="What voxels stand for, in words",
@@ -187,7 +194,7 @@ def captions_section(
         methods=_methods(first),
         references=dict(_REFERENCES),
         exclusions=[f"No captioned voxel lies in {r}." for r in rois or () if r not in names],
-        facts={"Captions of voxels": f"{sum(d.sizes['neuroid'] for d in captions.values()):,}"},
+        facts=facts,
         order=45,
     )
 
@@ -195,6 +202,10 @@ def captions_section(
 def _members(ds: xr.Dataset, rois: Sequence[str] | None) -> dict[str, NDArray[np.intp]]:
     found = roi_members(ds)
     return found if rois is None else {r: found[r] for r in rois if r in found}
+
+
+def _is_checked(captions: xr.Dataset) -> bool:
+    return bool(np.isfinite(captions["prediction"].values).any())
 
 
 def _mean_share(tables: Sequence[xr.Dataset], names: Sequence[str]) -> xr.DataArray:
@@ -355,8 +366,9 @@ def _surface(
         "surface",
         f"{subject}: cortex coloured by meaning",
         "What the captions of each vertex are about, on the inflated fsaverage5 surface: the "
-        f"category that most of them mention first, the share that name {about}, and their "
-        "faithfulness. Grey is not captioned. Turn the brain with the mouse; choose the map above "
+        f"category that most of them mention first, the share that name {about}"
+        f"{', and their faithfulness' if _is_checked(captions) else ''}. Grey is not captioned. "
+        "Turn the brain with the mouse; choose the map above "
         "it.",
         ds,
     )
@@ -442,12 +454,15 @@ def _weight_map(
 
 def _faithfulness(
     captions: Mapping[str, xr.Dataset], baselines: Mapping[str, xr.Dataset]
-) -> Figure:
+) -> Figure | None:
+    """Return how faithful captions are; None where none was checked."""
     parts: list[tuple[str, NDArray]] = []
     for title, sets in (("projected weights", captions), ("best real images", baselines)):
         if sets:
             values = np.concatenate([ds["percentile"].values.ravel() for ds in sets.values()])
             parts.append((title, values[np.isfinite(values)]))
+    if not any(len(values) for _, values in parts):
+        return None
     data = xr.Dataset(
         {
             "value": ("observation", np.concatenate([v for _, v in parts])),
@@ -459,8 +474,8 @@ def _faithfulness(
         "faithfulness",
         "distribution",
         "How faithful the captions are",
-        "The encoder predicts a voxel's response to its caption, through the text tower of the "
-        "same CLIP model. Shown is the share of other voxels' captions for which it predicts less: "
+        "An encoder predicts a voxel's response to its caption, through the text tower of its "
+        "CLIP model. Shown is the share of other voxels' captions for which it predicts less: "
         "0.5 is chance, 1 a caption that fits no other voxel as well. It says that words fit "
         "weights, and not that the weights fit the brain: noise has its captions too. Beside it, "
         "captions of the real images that each voxel responds to most.",
@@ -525,7 +540,10 @@ def _table(
         "table",
         f"{subject}: every voxel and its caption",
         "The most faithful caption of each voxel, the nouns of all its captions, the response that "
-        "the encoder predicts for the caption and its percentile among captions of other voxels.",
+        "the encoder predicts for the caption and its percentile among captions of other voxels."
+        if _is_checked(captions)
+        else "The first caption of each voxel and the nouns of all its captions. Whether they are "
+        "faithful to the encoder was not checked.",
         ds,
     )
 
@@ -538,20 +556,22 @@ def _estimates(
     categories: Mapping[str, Sequence[str]],
 ) -> list[Estimate]:
     mine = np.concatenate([d["percentile"].values.ravel() for d in captions.values()])
-    theirs = [d["percentile"].values.ravel() for d in baselines.values()]
+    theirs = np.array([p for d in baselines.values() for p in d["percentile"].values.ravel()])
     beside = (
-        f"; captions of the best real images {np.nanmean(np.concatenate(theirs)):.2f}"
-        if (theirs)
+        f"; captions of the best real images {np.nanmean(theirs):.2f}"
+        if np.isfinite(theirs).any()
         else ""
     )
-    out = [
-        Estimate(
-            "Faithfulness of captions",
-            float(np.nanmean(mine)),
-            note="mean share of other voxels' captions for which the encoder predicts less",
-            reference=f"chance 0.50{beside}",
+    out = []
+    if np.isfinite(mine).any():
+        out.append(
+            Estimate(
+                "Faithfulness of captions",
+                float(np.nanmean(mine)),
+                note="mean share of other voxels' captions for which the encoder predicts less",
+                reference=f"chance 0.50{beside}",
+            )
         )
-    ]
     right, of = 0, 0
     for subject, planted in truth.items():
         if subject not in captions:
@@ -579,14 +599,24 @@ def _estimates(
 def _methods(ds: xr.Dataset) -> str:
     temperature = float(ds.attrs.get("temperature", np.nan))
     sharpness = f" with temperature 1/{1 / temperature:.0f}" if temperature > 0 else ""
+    model, layer = str(ds["model"].values), str(ds["layer"].values)
+    fitted = "the image embeddings" if layer == OUTPUT else f"layer {layer}"
+    judge = str(ds.attrs.get("checked_with", model))
+    other = "" if judge == model and layer == OUTPUT else f" on {judge}"
+    faithful = (
+        f"The faithfulness of a caption is the prediction of the encoding model{other} for its "
+        "text embedding, as a percentile among predictions for other voxels' captions."
+        if _is_checked(ds)
+        else "Whether captions are faithful to the encoding model was not checked, since no texts "
+        "lie in the space of its features."
+    )
     return (
         "Voxels were captioned with BrainSCUBA [@luo2024]. The weights of an encoding model on "
-        f"the image embeddings of {ds['model'].values!s} were projected onto embeddings of natural "
+        f"{fitted} of {model} were projected onto embeddings of natural "
         f"images by a softmax of their cosines{sharpness}, separately for {ds.sizes['draw']} "
         f"disjoint parts of the images, and decoded by {ds['captioner'].values!s} [@mokady2021] "
         f"with a beam search of {ds.attrs.get('beams', 5)} beams. Nouns were found by a tagger of "
-        "parts of speech. The faithfulness of a caption is the encoding model's prediction for its "
-        "text embedding, as a percentile among predictions for other voxels' captions."
+        f"parts of speech. {faithful}"
     )
 
 

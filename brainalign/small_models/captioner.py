@@ -107,6 +107,13 @@ def _data(
     return x, texts, np.array(kinds)
 
 
+def _clip_name(clip: Path | str) -> str:
+    """Return the name under which `load_model` gives the CLIP model of a folder."""
+    file = "open_clip_model.safetensors"
+    same = sha256_file(Path(clip) / file) == sha256_file(SMALL_CLIP / file)
+    return "small-clip" if same else f"open_clip:local-dir:{clip}"
+
+
 def _new(seed: int, clip: Path | str) -> ClipCap:
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -119,7 +126,8 @@ def _new(seed: int, clip: Path | str) -> ClipCap:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ClipCap(GPT2LMHeadModel(config), tokenizer, 128, prefix_length=_PREFIX)
+        gpt = GPT2LMHeadModel(config)
+        return ClipCap(gpt, tokenizer, 128, prefix_length=_PREFIX, clip=_clip_name(clip))
 
 
 def _mixture(

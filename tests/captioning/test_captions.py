@@ -171,8 +171,8 @@ def test_faithful_captions_are_told_from_those_of_other_voxels(captions, encoder
 class Fixed:
     """A captioner whose words are given."""
 
-    def __init__(self, n_features, words):
-        self.n_features, self.words = n_features, words
+    def __init__(self, n_features, words, clip=None):
+        self.n_features, self.words, self.clip = n_features, words, clip
 
     def caption(self, embeddings, **_):
         return [self.words[i % len(self.words)] for i in range(len(embeddings))]
@@ -195,6 +195,37 @@ def test_percentiles_rank_among_other_voxels(encoder, clip):
         caption_voxels(some, np.ones((3, 128)), Fixed(128, said), model=clip)
     with pytest.raises(SchemaError, match="captioner takes 64"):
         caption_encoder(some, np.ones((5, 128)), Fixed(64, said), model=clip)
+
+
+def test_a_captioner_or_library_of_another_model_is_refused_before_any_work(
+    subject, encoder, captioner, clip, tmp_path
+):
+    """Two models have as many features: nothing but their names tells their spaces apart."""
+    assert captioner.clip == clip.name == "small-clip"
+    some = encoder.isel(neuroid=[0, 1])
+    other = some.assign_coords(model="small-judge")
+
+    class Idle(Fixed):
+        def caption(self, embeddings, **_):
+            raise AssertionError("It was asked for captions.")
+
+    reads = Idle(128, [], clip="small-clip")
+    nothing = np.full((5, 128), np.nan)  # whatever is made of it is refused
+    words = "reads embeddings of 'small-clip'; the encoder was fitted to those of 'small-judge'"
+    with pytest.raises(SchemaError, match=words):
+        caption_encoder(other, nothing, reads)
+    with pytest.raises(SchemaError, match=words):
+        caption_encoder(other, nothing, "small-captioner", device="cpu")
+    with pytest.raises(SchemaError, match=words):
+        caption_voxels(other, np.ones((1, 2, 128)), reads)
+    library = features_of(subject[1][:5], subject[0][:5], clip).assign_coords(model="small-judge")
+    write(library, tmp_path / "library.zarr", "features")
+    words = "fitted to layer 'output' of 'small-clip'; the library has .* of 'small-judge'"
+    for given in (library, tmp_path / "library.zarr", [nothing, library]):
+        with pytest.raises(SchemaError, match=words):
+            caption_encoder(some, given, reads)
+    with pytest.raises(SchemaError, match="the set of images has embeddings .* 'small-judge'"):
+        caption_best_images(some, library, reads, responses=xr.DataArray())
 
 
 def test_the_baseline_captions_the_images_of_the_largest_response(subject, encoder, clip):
@@ -371,6 +402,14 @@ def test_results_on_disk_are_captioned_and_described(subject, clip, tmp_path):
     assert "baseline" in ids and "clusters" in ids
     table = next(f for f in section.figures if f.kind == "table" and f.id.startswith("voxels"))
     assert "r" in table.data and table.data.sizes["row"] == captions.sizes["neuroid"]
+    checked = caption_result(
+        tmp_path / "encoded", tmp_path / "library.npy", tmp_path / "checked.zarr", n_draws=1,
+        rois=["PPA"], check_with=tmp_path / "encoded", beams=1, max_tokens=2, device="cpu",
+    )  # fmt: skip
+    checked = read(checked, "captions")
+    assert (
+        checked.attrs["checked_with"] == "small-clip" and np.isfinite(checked["prediction"]).all()
+    )
     with pytest.raises(FileExistsError):
         caption_result(tmp_path / "encoded", tmp_path / "library.npy", out)
     with pytest.raises(UnknownNameError, match="no encoder of layer 'blocks'"):
