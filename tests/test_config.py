@@ -137,6 +137,9 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         validate_config(alone)
     probed = copy.deepcopy(ENCODED)
     probed["synthesis"]["probe"] = {"n_epochs": 20}
+    with pytest.raises(ConfigError, match="a probe is fitted to one layer"):
+        validate_config(copy.deepcopy(probed))
+    probed["models"]["other"]["layers"] = ["output"]
     probe = {"n_epochs": 20, "learning_rate": 3e-4, "weight_decay": 0.02, "batch_size": 64}
     assert validate_config(probed)["synthesis"]["probe"] == probe
     assert "probe" not in config["synthesis"]
