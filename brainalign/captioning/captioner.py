@@ -578,7 +578,8 @@ def load_captioner(
     UnknownNameError
         If the name is of no known kind.
     ConfigError
-        If `clip` is missing for a checkpoint, or is not what a folder names.
+        If `clip` is missing for a checkpoint, or is not what a folder names, or a prompt is given
+        to what reads none.
     MissingDependencyError
         If transformers is not installed.
     """
@@ -590,6 +591,8 @@ def load_captioner(
             'Install it with: pip install "brainalign[generation]"',
         ) from error
     where, text = resolve_device(device), str(name)
+    if prompt is not None and not text.startswith("transformers:"):
+        raise ConfigError(f"The captioner {text!r} reads no prompt; got {prompt!r}.")
     if text == SMALL_CAPTIONER:
         return _from_folder(shipped_folder(text), transformers, clip).to(where).eval()
     if text.startswith("clipcap:"):

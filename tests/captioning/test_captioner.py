@@ -457,6 +457,8 @@ def test_errors(tokenizer, tmp_path):
         ClipCap(model.gpt, tokenizer, 6, stop="a red")
     with pytest.raises(UnknownNameError, match="Did you mean 'small-captioner'"):
         load_captioner("small-captoiner")
+    with pytest.raises(ConfigError, match="reads no prompt"):
+        load_captioner("small-captioner", prompt="<image>")
     with pytest.raises(UnavailableError, match="holds no captioner"):
         load_captioner(tmp_path)
     with pytest.raises(UnavailableError, match="There is no checkpoint"):
