@@ -172,6 +172,22 @@ def test_null_neuroids_give_uniform_p():
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
+def test_a_region_can_be_without_signal():
+    x, category = make_features(60, 6)
+    options = {"category": category, "neuroids": 600, "n_repetitions": 1, "seed": 5}
+    truth = simulate(x, null={"": 0.9, "RSC": 1, "FFA": 0.5}, **options).truth
+    silent = truth["null"].to_series().groupby(truth["roi"].values).mean()
+    whole = simulate(x, null=0.9, **options).truth
+    outside = truth["roi"].values == ""
+    assert np.array_equal(truth["null"].values[outside], whole["null"].values[outside])
+    assert silent["RSC"] == 1 and silent["FFA"] == pytest.approx(0.5, abs=0.1)
+    assert silent["PPA"] == silent["V1"] == 0
+    assert set(truth["preference"].values[truth["roi"].values == "RSC"]) == {""}
+    for wrong, error in (({"": 2}, ConfigError), ({"RCS": 1}, UnknownNameError)):
+        with pytest.raises(error):
+            simulate(x, null=wrong, **options)
+
+
 def test_layer_that_drives_a_roi_is_recovered():
     x, category = make_features(400, 12, seed=1)
     rng = np.random.default_rng(2)

@@ -155,7 +155,7 @@ def simulate(
     n_sessions: int = 1,
     n_runs: int = 1,
     ncsnr: Range | ArrayLike | Mapping[str, Range] = (0.4, 1.2),
-    null: float | ArrayLike = 0.5,
+    null: float | ArrayLike | Mapping[str, float] = 0.5,
     noise_fwhm_mm: float | None = None,
     subject: str = "sim01",
     seed: int = 0,
@@ -193,9 +193,10 @@ def simulate(
     ncsnr : float, (low, high), array (n_neuroids,), or mapping of ROI to one of the first two
         Noise-ceiling signal-to-noise ratio (signal over noise standard deviation); a range is
         drawn from uniformly. The key "" of a mapping is the rest of cortex. Infinite: no noise.
-    null : float or array-like of bool, shape (n_neuroids,)
-        Share of neuroids outside ROIs that have no signal, or which ones. The medial wall never
-        has any.
+    null : float, array-like of bool, shape (n_neuroids,), or mapping of ROI to float
+        Share of neuroids outside ROIs that have no signal, or which ones. A mapping has the shares
+        of ROIs, and under "" that of the rest of cortex; where none is named every neuroid has
+        signal. The medial wall never has any.
     noise_fwhm_mm : float, optional
         Full width at half maximum of a Gaussian kernel that smooths the noise: along the surface
         on fsaverage5, else over straight distances. Its variance stays the same.
@@ -539,7 +540,7 @@ def _plan(
     n_sessions: int = 1,
     n_runs: int = 1,
     ncsnr: Any = (0.4, 1.2),
-    null: float | ArrayLike = 0.5,
+    null: Any = 0.5,
     noise_fwhm_mm: float | None = None,
     subject: str = "sim01",
     seed: int = 0,
@@ -616,12 +617,14 @@ def _plan(
 
     snr = _ncsnr(ncsnr, roi, rng)
     if np.ndim(null) == 0:
-        share = float(null)  # type: ignore[arg-type]
-        if not 0 <= share <= 1:
-            raise ConfigError(f"null is a share between 0 and 1; got {share}.")
-        outside = rng.permutation(np.flatnonzero(roi == ""))
+        shares = dict(null) if isinstance(null, Mapping) else {"": float(null)}
+        _known(shares, [*present, "", *_cortex.ROIS], "ROI", "null")
         silent = np.zeros(n, dtype=bool)
-        silent[outside[: round(share * len(outside))]] = True
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ConfigError(f"null is a share between 0 and 1; got {share}.")
+            inside = rng.permutation(np.flatnonzero(roi == name))
+            silent[inside[: round(share * len(inside))]] = True
     else:
         silent = np.array(null, dtype=bool)
         if silent.shape != (n,):
