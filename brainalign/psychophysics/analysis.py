@@ -320,7 +320,7 @@ class ChannelFit:
     slope, lapse, guess : float
         Of the psychometric function.
     log_likelihood : float
-        Of the counts, without the binomial's constant.
+        Of the counts, without the binomial's constant and the prior.
     n_trials : int
         Number of trials.
     level : float
@@ -421,6 +421,10 @@ def fit_channels(
     r"""Fit the channel of `probability_correct` to many data sets by maximum likelihood.
 
     .. math:: \max_{s, f_0, b, \beta, \lambda} \sum_c k_c \log p_c + (n_c - k_c) \log (1 - p_c)
+              - \tfrac{1}{2} d^2, \qquad d = \max(0, \log_2 (s\, c_1 / 0.02))
+
+    d is by how many octaves the peak's threshold lies below half the weakest noise :math:`c_1`, of
+    which trials tell little. Elsewhere this prior is zero; intervals and flags are without it.
 
     Parameters
     ----------
