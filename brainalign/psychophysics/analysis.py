@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,12 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from brainalign.errors import ConfigError, SchemaError
-from brainalign.psychophysics.likelihood import Curve, fit_binomial, profile_intervals
+from brainalign.psychophysics.likelihood import (
+    Curve,
+    fit_binomial,
+    log_likelihood,
+    profile_intervals,
+)
 
 __all__ = [
     "FREQUENCIES",
@@ -22,6 +27,7 @@ __all__ = [
     "accuracy_matrix",
     "as_record",
     "bootstrap_channel",
+    "bounded_draws",
     "compare_channels",
     "count_cells",
     "fit_channel",
@@ -33,6 +39,7 @@ __all__ = [
     "recovery_error",
     "repeated_over",
     "threshold_indices",
+    "told_open",
     "trials_record",
 ]
 
@@ -313,7 +320,7 @@ class ChannelFit:
     slope, lapse, guess : float
         Of the psychometric function.
     log_likelihood : float
-        Of the counts, without the binomial's constant.
+        Of the counts, without the binomial's constant and the prior.
     n_trials : int
         Number of trials.
     level : float
@@ -339,6 +346,7 @@ class _Cells:
     guess: float
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
+    ceiling: NDArray[np.float64]
 
     @property
     def curve(self) -> Curve:
@@ -370,6 +378,8 @@ def _cells(frequency: ArrayLike, noise_sd: ArrayLike, guess: float) -> _Cells:
         # A threshold 8 times the strongest noise is out of sight; a peak between bands may be high.
         np.array([-strongest - 3, low - 2, np.log2(0.3), -1.5, 0.0]),
         np.array([-weakest + 12, high + 2, np.log2(2 * WIDEST), 4.0, 0.98 * (1 - guess)]),
+        # Half the weakest noise, and less, is told of by nothing that was shown.
+        np.array([1 - weakest, np.inf, np.inf, np.inf, np.inf]),
     )  # fmt: skip
 
 
@@ -411,6 +421,10 @@ def fit_channels(
     r"""Fit the channel of `probability_correct` to many data sets by maximum likelihood.
 
     .. math:: \max_{s, f_0, b, \beta, \lambda} \sum_c k_c \log p_c + (n_c - k_c) \log (1 - p_c)
+              - \tfrac{1}{2} d^2, \qquad d = \max(0, \log_2 (s\, c_1 / 0.02))
+
+    d is by how many octaves the peak's threshold lies below half the weakest noise :math:`c_1`, of
+    which trials tell little. Elsewhere this prior is zero; intervals and flags are without it.
 
     Parameters
     ----------
@@ -443,25 +457,42 @@ def fit_channels(
     if k.shape[1:] != cells.noise_sd.shape:
         raise SchemaError(f"{k.shape[1]} counts came for {len(cells.noise_sd)} cells.")
     starts = _starts(cells, k, total)
-    sets, kept, _ = starts.shape
-    bounds: dict[str, Any] = {"lower": cells.lower, "upper": cells.upper}
-    theta, best = fit_binomial(
-        cells.curve, starts.reshape(sets * kept, -1), np.repeat(k, kept, 0),
-        np.repeat(total, kept, 0), **bounds,
-    )  # fmt: skip
-    chosen = best.reshape(sets, kept).argmax(1) + kept * np.arange(sets)
-    theta, best = theta[chosen], best[chosen]
-    low = np.full((sets, 3), np.nan)
+    theta, best = _likeliest(cells, starts, k, total)
+    low = np.full((len(k), 3), np.nan)
     high = low.copy()
     if intervals:
         low, high = profile_intervals(
-            cells.curve, theta, k, total, (0, 1, 2), level=level, **bounds
-        )
+            cells.curve, theta, k, total, (0, 1, 2), level=level, lower=cells.lower,
+            upper=cells.upper,
+        )  # fmt: skip
     flat = _is_flat(cells, theta, best, k, total, level)
+    beyond = np.flatnonzero(theta[:, 0] > cells.ceiling[0])
+    if beyond.size:
+        theta[beyond], _ = _likeliest(
+            cells, starts[beyond], k[beyond], total[beyond], ceiling=cells.ceiling
+        )
+    best = log_likelihood(cells.curve(theta)[0], k, total)
     return [
         _described(cells, theta[i], best[i], low[i], high[i], flat[i], total[i], level)
-        for i in range(sets)
+        for i in range(len(k))
     ]
+
+
+def _likeliest(
+    cells: _Cells,
+    starts: NDArray[np.float64],
+    k: NDArray[np.float64],
+    n: NDArray[np.float64],
+    **options: Any,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the best fit of each data set from its starts, of shape (n_sets, n_starts, ...)."""
+    sets, kept, _ = starts.shape
+    theta, best = fit_binomial(
+        cells.curve, starts.reshape(sets * kept, -1), np.repeat(k, kept, 0),
+        np.repeat(n, kept, 0), lower=cells.lower, upper=cells.upper, **options,
+    )  # fmt: skip
+    chosen = best.reshape(sets, kept).argmax(1) + kept * np.arange(sets)
+    return theta[chosen], best[chosen]
 
 
 def _is_flat(
@@ -499,18 +530,15 @@ def _described(
     n: NDArray[np.float64],
     level: float,
 ) -> ChannelFit:
-    names = ("sensitivity", "centre", "bandwidth")
-    flags = [
-        f"{name}_open" for i, name in enumerate(names) if np.isinf(low[i]) or np.isinf(high[i])
-    ]
+    flags = []
     slope, lapse = float(2 ** theta[3]), float(theta[4])
     if 1 - lapse <= 0.5:
         flags.append("below_half")
     if flat:
         flags.append("flat")
     sensitivity, centre, bandwidth = (float(2**t) for t in theta[:3])
-    channel = Channel(bandwidth, centre, sensitivity, tuple(sorted(flags)))
-    ends = {name: (float(2.0 ** low[i]), float(2.0 ** high[i])) for i, name in enumerate(names)}
+    ends = {name: (float(2.0 ** low[i]), float(2.0 ** high[i])) for i, name in enumerate(_ORDER)}
+    channel = told_open(Channel(bandwidth, centre, sensitivity, tuple(flags)), ends)
     return ChannelFit(channel, ends, slope, lapse, cells.guess, float(best), int(n.sum()), level)
 
 
@@ -569,6 +597,10 @@ def _check_draws(n_bootstrap: int) -> None:
 
 
 _VALUES = ("bandwidth", "centre", "sensitivity")
+#: As they come among the parameters of a fit.
+_ORDER = ("sensitivity", "centre", "bandwidth")
+#: How near its bound, relatively, a value counts as resting on it.
+_NEAR_BOUND = 1e-3
 
 
 def bootstrap_channel(
@@ -592,7 +624,8 @@ def bootstrap_channel(
     trials, guess
         As of `fit_channel`.
     over : sequence of str
-        What is drawn: ``stimulus_id``, ``subject`` or both.
+        What is drawn: ``stimulus_id``, ``subject`` or both; if nothing, single trials, which holds
+        where they have neither in common.
     n_bootstrap : int
         Draws.
     seed : int
@@ -601,7 +634,7 @@ def bootstrap_channel(
     Returns
     -------
     xarray.Dataset
-        ``bandwidth, centre, sensitivity`` (draw).
+        Of `bounded_draws`.
 
     Raises
     ------
@@ -612,7 +645,7 @@ def bootstrap_channel(
     cells = count_cells(trials)
     rate = _guess(trials, guess)
     size = trials.sizes["trial"]
-    places = np.empty((len(over), size), dtype=int)
+    places = np.empty((len(over), size), dtype=int) if over else np.arange(size)[None]
     for i, name in enumerate(over):
         if name not in trials.variables:
             raise SchemaError(f"trials: {name!r} is missing, over which to resample.")
@@ -634,14 +667,10 @@ def bootstrap_channel(
         count = int(row.max()) + 1
         rng = np.random.default_rng([seed, i])
         weight *= rng.multinomial(count, np.full(count, 1 / count), n_bootstrap)[:, row]
-    fits = fit_channels(
-        weight @ k, weight @ n, cells["frequency"].values, cells["noise_sd"].values,
-        guess=rate, intervals=False,
-    )  # fmt: skip
-    return xr.Dataset(
-        {v: ("draw", np.array([getattr(f.channel, v) for f in fits])) for v in _VALUES},
-        attrs={"over": ", ".join(over), "seed": seed},
-    )
+    drawn, total = weight @ k, weight @ n
+    design = _cells(cells["frequency"].values, cells["noise_sd"].values, rate)
+    theta, _ = _likeliest(design, _starts(design, drawn, total), drawn, total)
+    return bounded_draws(theta, design.lower, design.upper, over=", ".join(over), seed=seed)
 
 
 def _cell_of(trials: xr.Dataset, cells: xr.Dataset) -> NDArray[np.intp]:
@@ -663,12 +692,92 @@ def _frequency(trials: xr.Dataset) -> NDArray[np.float64]:
 
 
 def percentile_intervals(draws: xr.Dataset, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Return the middle of the draws of each value, of `bootstrap_channel` and its like."""
-    tail = (1 - level) / 2
-    return {
-        str(name): (float(np.nanquantile(v, tail)), float(np.nanquantile(v, 1 - tail)))
-        for name, v in ((n, draws[n].values) for n in draws.data_vars)
+    """Return the middle of the draws of each value, of `bootstrap_channel` and its like.
+
+    Parameters
+    ----------
+    draws : xarray.Dataset
+        As of `bounded_draws`.
+    level : float
+        Share of the draws that lie between the ends.
+
+    Returns
+    -------
+    dict of str to (float, float)
+        For bandwidth, centre and sensitivity; 0 or inf where draws that rest on a bound make the
+        end.
+    """
+    log = {name: np.log2(draws[name].values) for name in _VALUES}
+    stuck = _stuck(draws)
+    return {name: _middle(log[name], *stuck[name], level)[1:] for name in _VALUES}
+
+
+def bounded_draws(
+    theta: NDArray[np.float64], lower: ArrayLike, upper: ArrayLike, **attrs: Any
+) -> xr.Dataset:
+    """Return draws of a channel, with the bounds within which they were sought.
+
+    Parameters
+    ----------
+    theta : ndarray, shape (n_draws, 3 or more)
+        Base-2 logarithms of sensitivity, centre and bandwidth come first.
+    lower, upper : array-like, shape (3 or more,)
+        Their bounds.
+    **attrs
+        Of the dataset.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``bandwidth, centre, sensitivity`` (draw), each with attrs ``lower`` and ``upper``.
+    """
+    low, high = np.asarray(lower), np.asarray(upper)
+    columns = [_ORDER.index(name) for name in _VALUES]
+    return xr.Dataset(
+        {
+            name: (
+                "draw",
+                2.0 ** theta[:, i],
+                {"lower": float(2.0 ** low[i]), "upper": float(2.0 ** high[i])},
+            )
+            for name, i in zip(_VALUES, columns, strict=True)
+        },
+        attrs=attrs,
+    )
+
+
+def _stuck(draws: xr.Dataset) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Return which draws of each value have no end below, and which none above."""
+    near = 1 + _NEAR_BOUND
+    stuck = {
+        name: (
+            draws[name].values <= draws[name].attrs.get("lower", 0) * near,
+            draws[name].values * near >= draws[name].attrs.get("upper", np.inf),
+        )
+        for name in _VALUES
     }
+    # The peak of a channel that is ever so narrow, or ever so far from all bands, has no end.
+    below, above = stuck["sensitivity"]
+    beyond = stuck["bandwidth"][0] | stuck["centre"][0] | stuck["centre"][1]
+    return stuck | {"sensitivity": (below, above | beyond)}
+
+
+def _middle(
+    log: NDArray[np.float64], below: NDArray[np.bool_], above: NDArray[np.bool_], level: float
+) -> tuple[float, float, float]:
+    """Return the median of 2**log and the ends of its middle, open where stuck draws make them."""
+    tail = (1 - level) / 2
+    middle, low, high = (float(2.0 ** np.nanquantile(log, q)) for q in (0.5, tail, 1 - tail))
+    return (
+        middle, 0.0 if below.mean() > tail else low, np.inf if above.mean() > tail else high,
+    )  # fmt: skip
+
+
+def told_open(channel: Channel, intervals: Mapping[str, tuple[float, float]]) -> Channel:
+    """Return the channel with a flag for each value whose interval is open, and no other such."""
+    flags = [f for f in channel.flags if not f.endswith("_open")]
+    flags += [f"{n}_open" for n, (low, high) in intervals.items() if low == 0 or np.isinf(high)]
+    return replace(channel, flags=tuple(sorted(flags)))
 
 
 def compare_channels(
@@ -691,7 +800,8 @@ def compare_channels(
     Returns
     -------
     dict of str to (float, float, float)
-        For bandwidth, centre and sensitivity the median ratio first to second and its interval.
+        For bandwidth, centre and sensitivity the median ratio first to second and its interval,
+        with 0 or inf for an end made by draws that rest on a bound.
 
     Raises
     ------
@@ -702,12 +812,13 @@ def compare_channels(
         raise SchemaError(
             f"{first.sizes['draw']} draws cannot be compared with {second.sizes['draw']}."
         )
-    tail = (1 - level) / 2
+    ours, theirs = _stuck(first), _stuck(second)
     out = {}
     for name in _VALUES:
         ratio = np.log2(first[name].values / second[name].values)
-        middle, low, high = (2 ** np.nanquantile(ratio, q) for q in (0.5, tail, 1 - tail))
-        out[name] = (float(middle), float(low), float(high))
+        below = ours[name][0] | theirs[name][1]
+        above = ours[name][1] | theirs[name][0]
+        out[name] = _middle(ratio, below, above, level)
     return out
 
 

@@ -21,8 +21,10 @@ from brainalign.psychophysics.analysis import (
     UNIT_SD,
     WIDEST,
     Channel,
+    bounded_draws,
     percentile_intervals,
     probability_correct,
+    told_open,
 )
 from brainalign.psychophysics.observers import prepared
 from brainalign.psychophysics.stimuli import CONTRAST, MEAN, mask
@@ -31,7 +33,6 @@ __all__ = ["AreaFit", "area_responses", "fidelity", "fit_area", "move_areas", "n
 
 #: Returns a representation (n, unit) of grey pictures (n, height, width).
 Respond = Callable[[Tensor], NDArray[np.float64]]
-_VALUES = ("bandwidth", "centre", "sensitivity")
 
 
 def move_areas(
@@ -261,9 +262,10 @@ class AreaFit:
     ----------
     channel : Channel
         Its flags are ``flat`` (noise moves no band more than another, or nothing),
-        ``bandwidth_open``, ``centre_open`` and ``sensitivity_open`` (an interval reaches a bound).
+        ``bandwidth_open``, ``centre_open`` and ``sensitivity_open`` (an interval is open).
     intervals : dict of str to (float, float)
-        Of ``bandwidth``, ``centre`` and ``sensitivity``, by drawing images with replacement.
+        Of ``bandwidth``, ``centre`` and ``sensitivity``, by drawing images with replacement; 0 or
+        inf at an open end.
     slope, floor : float
         Of the fall of fidelity; where it ends.
     fidelity : xarray.Dataset
@@ -331,22 +333,15 @@ def fit_area(
     drawn = 1 / (1 + (weight @ e) / (weight @ s)[:, None])
     thetas = np.array([_least_squares(d, f, c, theta[None], lower, upper) for d in drawn])
     flat = _least_squares(measured, f, c, theta[None], lower, upper, flat=True)
-    draws = xr.Dataset(
-        {name: ("draw", 2.0 ** thetas[:, i]) for i, name in enumerate(reversed(_VALUES))}
-    )
-    flags = []
-    for i, name in enumerate(reversed(_VALUES)):
-        ends = np.quantile(thetas[:, i], [(1 - level) / 2, (1 + level) / 2])
-        if ends[0] <= lower[i] + 1e-3 or ends[1] >= upper[i] - 1e-3:
-            flags.append(f"{name}_open")
+    draws = bounded_draws(thetas, lower, upper)
+    intervals = percentile_intervals(draws, level)
     # A channel is worth its two parameters if it explains most of what bands differ by.
     residual = [((measured - _model(t, f, c)) ** 2).sum() for t in (theta, flat)]
-    if measured.min() > 0.9 or residual[0] > 0.5 * residual[1]:
-        flags.append("flat")
+    is_flat = measured.min() > 0.9 or residual[0] > 0.5 * residual[1]
     sensitivity, centre, bandwidth = (float(2.0**t) for t in theta[:3])
     return AreaFit(
-        Channel(bandwidth, centre, sensitivity, tuple(sorted(flags))),
-        percentile_intervals(draws, level),
+        told_open(Channel(bandwidth, centre, sensitivity, ("flat",) if is_flat else ()), intervals),
+        intervals,
         float(2.0 ** theta[3]),
         float(theta[4]),
         xr.Dataset(

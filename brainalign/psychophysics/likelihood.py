@@ -19,7 +19,9 @@ Curve = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.fl
 _EDGE = 1e-9
 _MOST_STEPS = 200
 _GAIN = 1e-10
-_HALVINGS = 30
+#: Steps from one bound of a parameter to the other by which its profile is followed.
+_STRIDES = 64
+_HALVINGS = 12
 
 
 def log_likelihood(
@@ -51,6 +53,7 @@ def fit_binomial(
     lower: ArrayLike,
     upper: ArrayLike,
     fixed: Sequence[int] | NDArray[np.bool_] = (),
+    ceiling: ArrayLike = np.inf,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     r"""Maximise the binomial likelihood of a curve within bounds, by damped Fisher scoring.
 
@@ -58,7 +61,9 @@ def fit_binomial(
               \frac{k - n p}{p (1 - p)}, \qquad I = J^\top \frac{n}{p (1 - p)} J
 
     Steps that lower the likelihood are refused and the damping :math:`\mu` grows; parameters at a
-    bound that the gradient points beyond stay there. All data sets are fitted together.
+    bound that the gradient points beyond stay there. All data sets are fitted together. A parameter
+    above its ceiling costs :math:`\tfrac{1}{2} (\theta - ceiling)^2`, a half-normal prior of one
+    unit; below it the prior says nothing.
 
     Parameters
     ----------
@@ -75,12 +80,14 @@ def fit_binomial(
         Bounds.
     fixed : sequence of int, or flags of shape (n_sets, n_parameters)
         Parameters kept at their first values.
+    ceiling : float or array-like, shape (n_parameters,)
+        Where the prior of each parameter begins.
 
     Returns
     -------
     theta : ndarray, shape (n_sets, n_parameters)
     likelihood : ndarray, shape (n_sets,)
-        As of `log_likelihood`.
+        As of `log_likelihood`, less what the prior costs.
 
     Raises
     ------
@@ -99,7 +106,11 @@ def fit_binomial(
         held |= fixed
     elif fixed.size:
         held[:, fixed] = True
-    best = log_likelihood(curve(theta)[0], k, total)
+
+    def above(at: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.maximum(at - np.asarray(ceiling, dtype=np.float64), 0)
+
+    best = log_likelihood(curve(theta)[0], k, total) - (above(theta) ** 2).sum(1) / 2
     damping = np.full(len(theta), 1e-3)
     going = np.arange(len(theta))
     diagonal = np.arange(theta.shape[1])
@@ -111,7 +122,8 @@ def fit_binomial(
         weighted = jacobian * (total[going] / variance)[..., None]
         information = jacobian.transpose(0, 2, 1) @ weighted
         residual = (k[going] - total[going] * p) / variance
-        gradient = (jacobian.transpose(0, 2, 1) @ residual[..., None])[..., 0]
+        gradient = (jacobian.transpose(0, 2, 1) @ residual[..., None])[..., 0] - above(at)
+        information[:, diagonal, diagonal] += above(at) > 0
         still = held[going] | ((at <= lower) & (gradient < 0)) | ((at >= upper) & (gradient > 0))
         gradient[still] = 0
         information[still[:, :, None] | still[:, None, :]] = 0
@@ -121,6 +133,7 @@ def fit_binomial(
             at + np.linalg.solve(information, gradient[..., None])[..., 0], lower, upper
         )
         likelihood = log_likelihood(curve(moved)[0], k[going], total[going])
+        likelihood -= (above(moved) ** 2).sum(1) / 2
         gain = likelihood - best[going]
         better = gain >= 0
         theta[going[better]], best[going[better]] = moved[better], likelihood[better]
@@ -165,7 +178,14 @@ def profile_intervals(
     Returns
     -------
     low, high : ndarray, shape (n_sets, len(parameters))
-        ``-inf`` or ``inf`` where the data do not exclude the bound.
+        ``-inf`` or ``inf`` where the data do not exclude the bound, nor any value that is reached
+        once the bounds of the other `parameters` give way.
+
+    Notes
+    -----
+    The profile is followed outwards from the estimate in short steps, each begun where the last
+    ended: begun from far, a fit may stop short on a ridge, where one parameter makes up for
+    another, and the value be excluded for no reason.
     """
     from scipy.stats import chi2
 
@@ -176,35 +196,75 @@ def profile_intervals(
     least = log_likelihood(curve(estimate)[0], k, total) - chi2.ppf(level, 1) / 2
     sets, n_parameters = estimate.shape
     # One row for each data set, parameter and side.
-    side = np.array([(i, s) for i in parameters for s in (0, 1)])
+    side = np.array([(i, s) for i in parameters for s in (-1, 1)])
     row = np.repeat(np.arange(sets), len(side))
-    which, up = np.tile(side, (sets, 1)).T
-    lines = np.arange(len(row))
+    which, sign = np.tile(side, (sets, 1)).T
     held = np.zeros((len(row), n_parameters), dtype=bool)
-    held[lines, which] = True
-    inner = estimate[row, which]
-    outer = np.where(up == 1, upper[which], lower[which])
+    held[np.arange(len(row)), which] = True
+    bound = np.where(sign > 0, upper[which], lower[which])
+    stride = sign * (upper - lower)[which] / _STRIDES
     warm = estimate[row]
 
-    def inside(value: NDArray[np.float64], rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def inside(
+        value: NDArray[np.float64],
+        rows: NDArray[np.intp],
+        low: NDArray[np.float64] = lower,
+        high: NDArray[np.float64] = upper,
+    ) -> NDArray[np.bool_]:
         start = warm[rows].copy()
         start[np.arange(len(rows)), which[rows]] = value
         found, best = fit_binomial(
             curve, start, k[row[rows]], total[row[rows]],
-            lower=lower, upper=upper, fixed=held[rows], **options,
+            lower=low, upper=high, fixed=held[rows], **options,
         )  # fmt: skip
         within = best >= least[row[rows]]
         warm[rows[within]] = found[within]
         return within
 
-    open_ended = inside(outer, lines)
-    warm[:] = estimate[row]
-    todo = lines[~open_ended]
-    for _ in range(_HALVINGS):
-        middle = (inner[todo] + outer[todo]) / 2
-        within = inside(middle, todo)
-        inner[todo] = np.where(within, middle, inner[todo])
-        outer[todo] = np.where(within, outer[todo], middle)
-    bound = np.where(open_ended, np.where(up == 1, np.inf, -np.inf), inner)
-    bound = bound.reshape(sets, len(parameters), 2)
-    return bound[..., 0], bound[..., 1]
+    def ahead(step: NDArray[np.float64], rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        value = end[rows] + step[rows]
+        return np.where(sign[rows] > 0, np.minimum(value, upper[which[rows]]),
+                        np.maximum(value, lower[which[rows]]))  # fmt: skip
+
+    # A bound that is found inside from afar is so; one that is not may be reached yet.
+    end = np.where(inside(bound, np.arange(len(row))), bound, estimate[row, which])
+    todo = np.flatnonzero(end != bound)
+    for _ in range(_STRIDES):
+        walking = todo
+        while walking.size:
+            value = ahead(stride, walking)
+            within = inside(value, walking)
+            walking, value = walking[within], value[within]
+            end[walking] = value
+            walking = walking[value != bound[walking]]
+        todo = todo[end[todo] != bound[todo]]
+        step = stride.copy()
+        for _ in range(_HALVINGS):
+            step /= 2
+            value = ahead(step, todo)
+            within = inside(value, todo)
+            end[todo] = np.where(within, value, end[todo])
+        # What was excluded a stride away is tried again from next to it, and what lies inside on
+        # the way of one parameter does so for all.
+        todo = todo[inside(ahead(2 * step, todo), todo)]
+        met = warm.reshape(sets, -1, n_parameters)
+        furthest = np.where(sign > 0, met.argmax(1)[row, which], met.argmin(1)[row, which])
+        value = met[row, furthest, which]
+        further = sign * (value - end) > np.abs(stride) / 16
+        end[further], warm[further] = value[further], met[row, furthest][further]
+        todo = np.union1d(todo, np.flatnonzero(further & (end != bound)))
+        if not todo.size:
+            break
+    open_ended = end == bound
+    # An end that lies where another parameter meets its bound is one of the bound's making.
+    others = np.setdiff1d(np.arange(n_parameters), parameters)
+    at_bound = ((warm <= lower) | (warm >= upper)) & ~held
+    at_bound[:, others] = False
+    leaning = np.flatnonzero(at_bound.any(1) & ~open_ended)
+    if leaning.size:
+        room = np.isin(np.arange(n_parameters), parameters).astype(np.float64)
+        open_ended[leaning] = inside(
+            end[leaning] + stride[leaning], leaning, lower - room, upper + room
+        )
+    ends = np.where(open_ended, sign * np.inf, end).reshape(sets, len(parameters), 2)
+    return ends[..., 0], ends[..., 1]

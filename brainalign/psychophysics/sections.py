@@ -25,6 +25,7 @@ from brainalign.psychophysics.analysis import (
     recovery_error,
     repeated_over,
     threshold_indices,
+    told_open,
 )
 from brainalign.psychophysics.areas import AreaFit, fit_area
 from brainalign.psychophysics.trials import accuracy, consistency_with_people, shape_bias
@@ -166,11 +167,11 @@ def _of_observer(
 ) -> _Measured:
     fit: ChannelFit = fit_channel(trials, guess=guess, level=level)
     over = repeated_over(trials)
-    draws = (
-        bootstrap_channel(trials, over=over, guess=guess, n_bootstrap=n_bootstrap, seed=seed)
-        if over
-        else None
-    )
+    # Where nothing repeats, each trial is drawn by itself: by its picture if that has a name.
+    named = "stimulus_id" in trials.variables and np.unique(trials["stimulus_id"]).size > 1
+    units = over or (("stimulus_id",) if named else ())
+    draws = bootstrap_channel(trials, over=units, guess=guess, n_bootstrap=n_bootstrap, seed=seed)
+    intervals = percentile_intervals(draws, level) if over else fit.intervals
     try:
         matrix = accuracy_matrix(trials)
         rule = fit_index_channel(
@@ -182,12 +183,12 @@ def _of_observer(
     clean = trials["correct"].values[trials["noise_sd"].values == 0]
     return _Measured(
         "people" if person else "model",
-        fit.channel,
-        fit.intervals if draws is None else percentile_intervals(draws, level),
+        told_open(fit.channel, intervals),
+        intervals,
         draws,
         fit.n_trials,
-        "trials" if draws is None else {"stimulus_id": "images", "subject": "subjects"}.get(
-            draws.attrs["over"], "images and subjects"
+        {(): "trials", ("stimulus_id",): "images", ("subject",): "subjects"}.get(
+            over, "images and subjects"
         ),
         float(clean.mean()) if clean.size else np.nan,
         rule,

@@ -113,6 +113,16 @@ def test_exact_channel_comes_back():
     assert "flat" in fit_area(still, n_bootstrap=2).channel.flags
     alike = moved.assign(energy=(("stimulus", "cell"), np.tile(c * 10, (6, 1))))
     assert "flat" in fit_area(alike, n_bootstrap=2).channel.flags
+    # A channel whose middle lies beyond all bands has no end above.
+    beyond = probability_correct(
+        f, c, slope=2.0, guess=0.0, lapse=0.0, bandwidth=6.0, centre=500.0, sensitivity=40.0
+    )
+    noise = np.random.default_rng(0).lognormal(0, 0.3, (6, len(f)))
+    high = fit_area(
+        moved.assign(energy=(("stimulus", "cell"), (1 / beyond - 1) * noise)), n_bootstrap=20
+    )
+    assert high.channel.flags == ("centre_open", "sensitivity_open")
+    assert high.intervals["centre"][1] == high.intervals["sensitivity"][1] == np.inf
     with pytest.raises(SchemaError, match="alike"):
         fit_area(moved.assign(spread=0 * moved["spread"]))
     with pytest.raises(SchemaError, match="3 bands"):

@@ -102,6 +102,35 @@ def test_who_has_no_channel_is_named_below_the_curves():
     assert curves.caption.endswith("Without a channel (see the table): guesses.")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_one_run_of_one_participant_is_compared(named):
+    ids = [f"i{i}" for i in range(700)]
+    category = [CLASSES[i % 4] for i in range(700)]
+
+    def seen_by(name, bandwidth, crossed):
+        observer = SimulatedObserver(
+            CLASSES, bandwidth=bandwidth, centre=30.0, sensitivity=0.8, seed=3, name=name
+        )
+        design = masking_design(ids, category, crossed=crossed, seed=7)
+        return observe(observer, design, batch_size=30000)
+
+    person = seen_by("p", 1.5, False)
+    if not named:
+        person = person.drop_vars("stimulus_id")
+    section = channels_section(
+        {"person": person, "net": seen_by("net", 4.0, True)}, people=["person"], n_bootstrap=40
+    )
+    figures = {f.id: f for f in section.figures}
+    middle, low, high = (
+        float(w) for w in figures["compared"].data["bandwidth"].values.astype(str)[0]
+        .replace("(", "").replace(")", "").replace(" to", "").split()
+    )  # fmt: skip
+    assert 1.3 < low < 4 / 1.5 < high and low < middle < high
+    shade = figures["curves"].data.sel(series="person")
+    assert (shade["low"] <= shade["high"]).all() and float((shade["high"] - shade["low"]).max()) > 0
+    assert figures["channels"].data["drawn over"].values.tolist() == ["trials", "images"]
+
+
 def test_section_refuses_nobody():
     with pytest.raises(ConfigError, match="Observers are needed"):
         channels_section({})

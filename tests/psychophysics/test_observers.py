@@ -265,8 +265,9 @@ def test_intervals_are_as_wide_as_few_images_make_them(mobilenet, named):
     assert fit.n_trials == 21 * len(ids)
     # They do not say where the channel ends above, and that is told; but that it is no narrow one.
     assert "centre_open" in fit.channel.flags and np.isinf(fit.intervals["centre"][1])
+    # While its centre may lie ever farther beyond the bands, it may be ever wider.
     low, high = fit.intervals["bandwidth"]
-    assert low > 2.5 and 1.3 < high / low < 6
+    assert low > 2.5 and np.isinf(high) and "bandwidth_open" in fit.channel.flags
 
 
 def test_classifier_of_transformers(tmp_path):
