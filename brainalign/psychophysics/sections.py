@@ -377,10 +377,10 @@ def _thresholds(
 
 
 def _sensitivity_map(thresholds: xr.Dataset, unseeing: Sequence[str]) -> Figure:
-    log = np.log2(UNIT_SD / thresholds)
+    ordered = thresholds.transpose("observer", "frequency")
     ds = xr.Dataset(
         {
-            name: (("row", "column"), log[of].transpose("observer", "frequency").values)
+            name: (("row", "column"), np.log2(UNIT_SD / ordered[of].values))
             for name, of in (("value", "threshold"), ("low", "high"), ("high", "low"))
         },
         coords={
