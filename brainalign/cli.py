@@ -702,8 +702,9 @@ def _channel_trials(args: argparse.Namespace) -> int:
         learnt = others.index["category"].values.astype(str).tolist()
         observer = psychophysics.LinearReadout(model, grey(others), learnt, name=name, **look)
     trials = psychophysics.observe(
-        observer, design, grey(tested), tested.ids, batch_size=args.batch_size, **look
-    )
+        observer, design, grey(tested), tested.ids, batch_size=args.batch_size,
+        device=model.device, **look,
+    )  # fmt: skip
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug", "out")}
     made_by = provenance(config=settings, seed=args.seed)
     write(trials, args.out, "trials", provenance=made_by, overwrite=True)
@@ -722,7 +723,7 @@ def _channel_areas(args: argparse.Namespace) -> int:
     tested, _, design, grey = _shown(args)
     moved = move_areas(
         areas, design, grey(tested), tested.ids, contrast=args.contrast, mean=args.mean_intensity,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size, device=model.device,
     )  # fmt: skip
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug", "out")}
     made_by = provenance(config=settings, seed=args.seed)

@@ -115,6 +115,8 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "configs/schema.yaml describes every key.",
         )
     _fill(completed, schema, schema)
+    if not completed["studies"] and "psychophysics" not in completed:
+        raise ConfigError("The configuration names no study.", "Name one under studies.")
     for name, study in completed["studies"].items():
         study.setdefault("title", name)
         if study["optional"] and study["loader"] in UNFETCHED:

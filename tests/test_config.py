@@ -74,6 +74,20 @@ def test_a_fault_is_named_with_the_nearest_known_name(path, value, message):
     assert message in str(caught.value)
 
 
+def test_only_photographs_shown_to_models_need_no_study():
+    config = {
+        "title": "t", "question": "q", "output": "o", "studies": {},
+        "models": {"m": {"name": "small-clip", "layers": ["output"]}},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="names no study"):
+        validate_config(config)
+    block = {"stimuli": {"folder": "f"}, "observers": {"o": {"model": "m"}}}
+    assert validate_config(config | {"psychophysics": block})["studies"] == {}
+    block["stimuli"] = {"study": "f"}
+    with pytest.raises(ConfigError, match="stimuli.study is 'f'"):
+        validate_config(config | {"psychophysics": block})
+
+
 def test_attention_of_a_model_has_no_default():
     assert "attention" not in validate_config(CONFIG)["models"]["v1"]
     config = validate_config(changed(("models", "v1", "attention"), "neighborhood:k=7,d=2"))

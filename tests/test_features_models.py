@@ -262,6 +262,81 @@ def test_wrong_number_of_classes_is_refused_not_left_random(weights_folder):
         load_model("timm:mobilenetv2_100", weights=weights_folder / MOBILENET)
 
 
+# --- torchvision -------------------------------------------------------------------------------
+
+
+def test_torchvision_network_with_the_preprocessing_of_its_weights():
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    model = load_model("random:torchvision:resnet18", seed=4, device="cpu")
+    assert model.name == "random:torchvision:resnet18" and not model.module.training
+    assert model.blocks() == [*(f"layer{i}.{j}" for i in range(1, 5) for j in range(2)), "output"]
+    assert model.traced["layer3.1"].shape == (256, 14, 14)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        own = resnet18().eval()
+    x = ResNet18_Weights.DEFAULT.transforms()(noise(300))
+    torch.testing.assert_close(model.transform(noise(300)), x, atol=0, rtol=0)
+    torch.testing.assert_close(model.encode_image(x[None]), own(x[None]))
+    assert model.preprocessing == {
+        "image_size": [224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        "interpolation": "bilinear", "resize": 256, "options": {"seed": 4},
+    }  # fmt: skip
+
+
+def test_torchvision_settings_and_files_of_weights(tmp_path):
+    half = load_model(
+        "random:torchvision:squeezenet1_1", image_size=112, mean=[0.5] * 3, std=[0.25] * 3,
+        options={"num_classes": 7}, device="cpu",
+    )  # fmt: skip
+    assert half.transform(noise(300)).shape == (3, 112, 112) and half.traced["output"].shape == (7,)
+    assert half.preprocessing["resize"] == 128 and half.preprocessing["mean"] == [0.5] * 3
+    grey = half.transform(Image.new("RGB", (300, 200), (128, 128, 128)))
+    torch.testing.assert_close(grey, torch.full((3, 112, 112), (128 / 255 - 0.5) / 0.25))
+    file = tmp_path / "w.pth"
+    torch.save(half.module.state_dict(), file)
+    name = "torchvision:squeezenet1_1"
+    again = load_model(name, weights=file, options={"num_classes": 7}, device="cpu")
+    assert again.weights_sha256 == half.weights_sha256
+    with pytest.raises(ConfigError, match=r"does not fit .*shape"):
+        load_model(name, weights=file)
+    with pytest.raises(ConfigError, match="names its weights"):
+        load_model(f"{name}/IMAGENET1K_V1", weights=file)
+    with pytest.raises(UnknownNameError, match="Did you mean 'IMAGENET1K_V1'"):
+        load_model(f"{name}/IMAGENET1K_V11")
+    with pytest.raises(ConfigError, match="cannot be built"):
+        load_model(f"random:{name}", options={"n_classes": 7})
+
+
+def test_torchvision_weights_come_from_the_folder_of_weights(tmp_path, monkeypatch):
+    """Under their published name, their digits checked, with all that goes with them."""
+    from torchvision.models import GoogLeNet_Weights
+
+    made = load_model(
+        "random:torchvision:googlenet", options={"init_weights": False}, device="cpu"
+    )  # fmt: skip
+    torch.save(made.module.state_dict(), tmp_path / "w.pth")
+    sha = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    file = (tmp_path / "w.pth").rename(tmp_path / f"googlenet-{sha[:8]}.pth")
+    published = GoogLeNet_Weights.DEFAULT
+    monkeypatch.setattr(published.value, "url", f"http://127.0.0.1:9/models/{file.name}")
+    monkeypatch.setenv("BRAINALIGN_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    model = load_model("torchvision:googlenet", device="cpu")
+    # These weights want their input scaled again, and learnt with heads that are taken off.
+    assert model.module.transform_input and model.module.aux1 is None
+    state = made.module.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in model.module.state_dict().items())
+    with pytest.raises(ConfigError, match="cannot be built"):
+        load_model("torchvision:googlenet", options={"num_classes": 7})
+    file.write_bytes(b"other")
+    with pytest.raises(ChecksumError, match=f"begins with {sha[:8]}"):
+        load_model("torchvision:googlenet")
+    file.unlink()
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9/models/googlenet.*reached"):
+        load_model("torchvision:googlenet")
+
+
 # --- transformers ------------------------------------------------------------------------------
 
 

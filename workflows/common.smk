@@ -46,7 +46,7 @@ DEFAULT_RESOURCES = {
 
 
 wildcard_constraints:
-    study="|".join(STUDIES),
+    study="|".join(STUDIES) or "none",
     model="|".join([*MODELS, *JOINT]) or "none",
     subject="[A-Za-z0-9]+",
     part="[0-9]+",

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 SMALL_CLIP = "small-clip"
 #: Vision models that come with the package, by the library that loads them.
 SMALL_MODELS = {SMALL_CLIP: "open_clip", "small-judge": "open_clip", "small-classifier": "timm"}
-SOURCES = ("open_clip", "timm", "transformers")
+SOURCES = ("open_clip", "timm", "torchvision", "transformers")
 HUB_TIMEOUT = 3.0
 
 
@@ -241,7 +241,8 @@ def load_model(
     ----------
     name : str or torch.nn.Module
         ``open_clip:ARCH/PRETRAINED``, ``open_clip:local-dir:PATH``, ``open_clip:hf-hub:ID``,
-        ``timm:NAME``, ``timm:local-dir:PATH``, ``transformers:ID_OR_PATH`` (without its head) and
+        ``timm:NAME``, ``timm:local-dir:PATH``, ``torchvision:NAME`` (a classifier with its default
+        weights), ``torchvision:NAME/WEIGHTS``, ``transformers:ID_OR_PATH`` (without its head) and
         ``transformers:classifier:ID_OR_PATH`` (with it; the output are logits); ``small-clip``,
         ``small-judge`` and ``small-classifier``, which come with the package; the baselines
         ``pixels``, ``v1`` and ``v1:kay2017``. ``random:`` before a name gives the same architecture
@@ -345,14 +346,14 @@ def _by_name(name: str, request: _Request) -> Model:
     if name in SMALL_MODELS:
         name = f"{SMALL_MODELS[name]}:local-dir:{shipped_folder(name)}"
     source, colon, rest = name.partition(":")
-    loaders = {"open_clip": _open_clip, "timm": _timm, "transformers": _transformers}
+    loaders = dict(zip(SOURCES, (_open_clip, _timm, _torchvision, _transformers), strict=True))
     if not colon or source not in loaders or not rest:
         known = [*baselines.BASELINES, *SMALL_MODELS, *SOURCES]
         hint = near(name, known) or near(source, known) or _near_source(name)
         raise UnknownNameError(
             f"There is no model {name!r}.{hint}",
             f"Known: {', '.join([*baselines.BASELINES, *SMALL_MODELS])}, and names that begin with "
-            "open_clip:, timm: or transformers:.",
+            "open_clip:, timm:, torchvision: or transformers:.",
         )
     with _seeded(request.seed):
         return loaders[source](rest, request)
@@ -430,7 +431,7 @@ def _hub(name: str) -> Iterator[None]:
         raise UnavailableError(
             f"The files of {name!r} could not be had: {why}.",
             "Connect to the network, copy the model here and give its path, pass weights=FILE "
-            "(timm, open_clip), or use 'small-clip', which needs none.",
+            "(open_clip, timm, torchvision), or use 'small-clip', which needs none.",
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = before
@@ -641,6 +642,105 @@ def _timm(rest: str, request: _Request) -> Model:
         "crop_mode": config["crop_mode"],
     }
     return Model(full, module, timm.data.create_transform(**config), preprocessing, module)
+
+
+def _torchvision(rest: str, request: _Request) -> Model:
+    models = _library("torchvision.models", "torchvision")
+    full = f"torchvision:{rest}"
+    arch, slash, tag = rest.partition("/")
+    known = models.list_models(module=models)
+    if arch not in known:
+        raise UnknownNameError(
+            f"torchvision has no classifier {arch!r}.{near(arch, known)}",
+            "torchvision.models.list_models(module=torchvision.models) lists them.",
+        )
+    published = models.get_model_weights(arch)
+    tags = [w.name for w in published]
+    if slash and tag not in tags:
+        raise UnknownNameError(
+            f"torchvision has no weights {tag!r} of {arch}.{near(tag, tags)}",
+            f"Known: {', '.join(tags)}.",
+        )
+    if tag and request.weights is not None:
+        raise ConfigError(f"{full!r} names its weights; with weights write torchvision:{arch}.")
+    chosen = published[tag] if tag else published.DEFAULT
+    load = not request.random and request.weights is None
+    weights = chosen if load else None
+    try:
+        with _published_state(full, chosen) if load else nullcontext():
+            module = _build(models.get_model, full, arch, weights=weights, **request.options)
+    except ValueError as error:
+        raise ConfigError(f"{full!r} cannot be built with these options: {error}.") from error
+    if request.weights is not None:
+        _load_state(module, request.weights, full)
+    own = chosen.transforms()
+    side, short = own.crop_size[0], own.resize_size[0]
+    if request.image_size is not None:
+        # The same part of the image, at another resolution.
+        side, short = request.image_size, round(short * request.image_size / side)
+    transform = chosen.transforms(
+        crop_size=side,
+        resize_size=short,
+        mean=tuple(own.mean if request.mean is None else request.mean),
+        std=tuple(own.std if request.std is None else request.std),
+    )
+    preprocessing = {
+        "image_size": [side, side],
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+        "interpolation": transform.interpolation.value,
+        "resize": short,
+    }
+    return Model(full, module, transform, preprocessing, module)
+
+
+@contextmanager
+def _published_state(name: str, weights: Any) -> Iterator[None]:
+    """Let torchvision's constructor take published weights from our reading of their file.
+
+    The constructor knows what else belongs to them: scaling of the input, auxiliary heads.
+    """
+    state = _read_state(_published_file(name, weights.url))
+    weights.get_state_dict = lambda *_, **__: state
+    try:
+        yield
+    finally:
+        del weights.get_state_dict
+
+
+def _published_file(name: str, url: str) -> Path:
+    """Return a checkpoint of torchvision from where weights are kept, torch's cache or its server.
+
+    The file's name ends in the first digits of its SHA-256.
+    """
+    file = url.rpartition("/")[2]
+    digits = Path(file).stem.rpartition("-")[2]
+    cached = Path(torch.hub.get_dir(), "checkpoints", file)
+    try:
+        found = find_weights(file)
+    except UnavailableError as error:
+        found = cached
+        if not found.is_file() and not _reachable(url):
+            raise UnavailableError(
+                f"The weights of {name!r} could not be had: {url} cannot be reached. {error}",
+                f"Put {file} there, pass weights=FILE, or connect to the network.",
+            ) from error
+    if found == cached and not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(cached), digits, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UnavailableError(
+                f"The weights of {name!r} could not be had from {url}: {error}.",
+                "Try again, or pass weights=FILE.",
+            ) from error
+    came = sha256_file(found)
+    if not came.startswith(digits):
+        raise ChecksumError(
+            f"{found} has SHA-256 {came}; expected one that begins with {digits}.",
+            "Remove the file, and fetch it again.",
+        )
+    return found
 
 
 def _transformers(rest: str, request: _Request) -> Model:

@@ -14,6 +14,7 @@ from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.studies import geirhos2021
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.psychophysics.analysis import (
+    UNIT_SD,
     Channel,
     ChannelFit,
     accuracy_matrix,
@@ -21,6 +22,7 @@ from brainalign.psychophysics.analysis import (
     compare_channels,
     fit_channel,
     fit_index_channel,
+    fit_thresholds,
     percentile_intervals,
     recovery_error,
     repeated_over,
@@ -37,6 +39,8 @@ _PUBLISHED = {"bandwidth": (1.0, 4.2), "centre": (39.6, 34.0)}
 _TRIALS = (350, 700, 1400, 2800, 5600)
 _CURVE_POINTS = 61
 _HEATMAPS = 12
+#: Thresholds are told up to this many times the strongest noise, and down to the weakest over it.
+_TOLD = 8.0
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,19 @@ def channels_section(
         _widths(found),
     )
     figures += [f for f in drawn if f is not None]
-    figures += [_heatmap(i, t, trials) for i, (t, trials) in enumerate(observers.items())][
-        :_HEATMAPS
-    ]
-    figures += [_area_heatmap(i, title, fit) for i, (title, fit) in enumerate(fits.items())][
-        :_HEATMAPS
-    ]
+    thresholds = _thresholds(observers, guess, level, n_bootstrap, seed)
+    unseeing = [t for t in observers if "below_half" in found[t].channel.flags]
+    figures += [_sensitivity_map(thresholds, unseeing), _threshold_curves(thresholds, level)]
+    figures += [_heatmap(i, t, observers[t]) for i, t in enumerate([*observers][:_HEATMAPS])]
+    figures += [_area_heatmap(i, t, fits[t]) for i, t in enumerate([*fits][:_HEATMAPS])]
+    undrawn = [
+        f"{len(titles) - _HEATMAPS} of {len(titles)} {what} have no map of {shown}: "
+        f"{', '.join([*titles][_HEATMAPS:])}"
+        for titles, what, shown in (
+            (observers, "observers", "accuracy"), (fits, "areas", "what noise moves")
+        )
+        if len(titles) > _HEATMAPS
+    ]  # fmt: skip
     if examples is not None:
         figures.insert(0, _examples(*examples))
     figures.append(_trials_needed(observers, guess, seed))
@@ -134,6 +145,7 @@ def channels_section(
     summary = _estimates(found)
     if published:
         figures.append(_other_experiments(published))
+        figures.append(_consistency_elsewhere(published, level, n_bootstrap, seed))
         summary += _published_estimates(published)
     unusable = [
         f"{title}: {', '.join(m.channel.flags)}" for title, m in found.items()
@@ -151,7 +163,7 @@ def channels_section(
         summary=summary,
         methods=_methods(observers, bool(fits), level, n_bootstrap),
         references=dict(_REFERENCES) | ({"geirhos2021": geirhos2021.BIBTEX} if published else {}),
-        exclusions=[*missing, *(f"no channel can be told of {u}" for u in unusable)],
+        exclusions=[*missing, *(f"no channel can be told of {u}" for u in unusable), *undrawn],
         facts={"Observers": str(len(observers)), "Areas": str(len(fits))},
         order=47,
     )
@@ -256,12 +268,18 @@ def _gain(x: NDArray[np.float64], centre: Any, bandwidth: Any) -> NDArray:
 def _curves(
     found: Mapping[str, _Measured], bands: NDArray[np.float64], level: float, areas: bool
 ) -> Figure | None:
-    """Draw the channels of areas, or of all others."""
+    """Draw the channels of people and models, or those of areas with people and models beside."""
     of_kind = {t: m for t, m in found.items() if (m.kind == "area") == areas}
     usable = {t: m for t, m in of_kind.items() if m.channel.usable}
     if not usable:
         return None
     left_out = [t for t in of_kind if t not in usable]
+    if areas:
+        usable |= {
+            f"{t} ({'people' if m.kind == 'people' else 'model'} as observer)": m
+            for t, m in found.items()
+            if m.kind != "area" and m.channel.usable
+        }
     x = np.geomspace(bands[0] / 2, 2 * bands[-1], _CURVE_POINTS)
     value, low, high = (np.full((len(usable), len(x)), np.nan) for _ in range(3))
     for i, m in enumerate(usable.values()):
@@ -284,14 +302,18 @@ def _curves(
     ds["x"].attrs = {"long_name": "label of the noise's band", "units": "cycles/image"}
     ds["value"].attrs = {"long_name": "sensitivity over its peak", "units": ""}
     what = (
-        "Look for areas whose band is that of the network, that of people, or neither."
+        "Curves named as observers are those of people and models by their answers; an area's, and "
+        "that of a network's output, are by how far noise moves it. Look for areas whose band is "
+        "that of the network, that of people, or neither."
         if areas
         else "Look for models whose channels are wider than those of people, or lie elsewhere."
     )
     return Figure(
         "curves-areas" if areas else "curves",
         "curve",
-        "Channels of areas" if areas else "Channels of people and models",
+        "Channels of areas beside those of people and models"
+        if areas
+        else "Channels of people and models",
         "Sensitivity to noise at each frequency over the peak of the same observer: 1 at the "
         "centre, one half where the band ends. Shades hold the middle "
         f"{100 * level:.0f} % of the draws, each over its own peak. {what}"
@@ -332,6 +354,78 @@ def _widths(found: Mapping[str, _Measured]) -> Figure | None:
             "orientation": "h",
             "width": "full",
         },
+    )
+
+
+def _thresholds(
+    observers: Mapping[str, xr.Dataset],
+    guess: float | None,
+    level: float,
+    n_bootstrap: int,
+    seed: int,
+) -> xr.Dataset:
+    """Return thresholds of single bands (observer, frequency), NaN for bands that were not shown.
+
+    Those that the noise cannot tell lie at the end of what it can.
+    """
+    parts = []
+    for trials in observers.values():
+        sd = trials["noise_sd"].values
+        fit = fit_thresholds(trials, guess=guess, level=level, n_bootstrap=n_bootstrap, seed=seed)
+        parts.append(fit.clip(sd[sd > 0].min() / _TOLD, sd.max() * _TOLD))
+    titles = xr.DataArray([*observers], dims="observer", name="observer")
+    return xr.concat(parts, titles, join="outer", combine_attrs="drop").sortby("frequency")
+
+
+def _sensitivity_map(thresholds: xr.Dataset, unseeing: Sequence[str]) -> Figure:
+    ordered = thresholds.transpose("observer", "frequency")
+    ds = xr.Dataset(
+        {
+            name: (("row", "column"), np.log2(UNIT_SD / ordered[of].values))
+            for name, of in (("value", "threshold"), ("low", "high"), ("high", "low"))
+        },
+        coords={
+            "row": thresholds["observer"].values.astype(str),
+            "column": [f"{f:g}" for f in thresholds["frequency"].values],
+        },
+    )
+    ds["value"].attrs = {"long_name": "log2(0.01 / threshold)", "units": ""}
+    return Figure(
+        "sensitivity",
+        "heatmap",
+        "Sensitivity to noise",
+        "By band, for each by itself: the base-2 logarithm of 0.01 over the standard deviation of "
+        "the noise that halves the margin over guessing. It is the published scale, where 0 is a "
+        "threshold of 0.01 and -4 one of 0.16; the channel is the bright part of a row. Bands that "
+        f"no noise masks stand at {_TOLD:g} times the strongest noise, those that all noise masks "
+        f"at the weakest over {_TOLD:g}."
+        + (
+            f" Right on no more than half even at best, so that a row says little: "
+            f"{', '.join(unseeing)}."
+            if unseeing
+            else ""
+        ),
+        ds,
+        {"x_label": "band, cycles/image"},
+    )
+
+
+def _threshold_curves(thresholds: xr.Dataset, level: float) -> Figure:
+    ds = thresholds.rename(threshold="value", frequency="x", observer="series")
+    ds = ds.transpose("x", "series")
+    ds["x"].attrs = {"long_name": "band of the noise", "units": "cycles/image"}
+    ds["value"].attrs = {"long_name": "threshold, standard deviation of the noise", "units": ""}
+    return Figure(
+        "thresholds",
+        "curve",
+        "Thresholds of each band",
+        "The noise that halves the observer's margin over guessing, fitted to each band without "
+        "the form of a channel; slope and lapses are common to the bands of an observer. Shades "
+        f"are {100 * level:.0f} % intervals by parametric bootstrap, as if trials were "
+        "independent. The lowest point of a curve is the centre of a channel; values at the ends "
+        f"of the axis, {_TOLD:g} times beyond the noise that was shown, are open.",
+        ds,
+        {"x_log": True, "y_log": True, "width": "full"},
     )
 
 
@@ -606,6 +700,39 @@ def _other_experiments(published: Mapping[str, xr.Dataset]) -> Figure:
         xr.Dataset(
             {c: ("row", np.array(v)) for c, v in zip(columns, zip(*rows, strict=True), strict=True)}
         ),
+    )
+
+
+def _consistency_elsewhere(
+    published: Mapping[str, xr.Dataset], level: float, n_bootstrap: int, seed: int
+) -> Figure:
+    rows = {}
+    for name, trials in published.items():
+        people = np.unique(trials["subject"].values.astype(str)).tolist()
+        found = consistency_with_people(
+            trials, people, level=level, n_bootstrap=n_bootstrap, seed=seed
+        )
+        rows[name] = [float(found[v].sel(observer="people")) for v in ("kappa", "low", "high")]
+    values = np.array([*rows.values()]).T
+    ds = xr.Dataset(
+        {v: ("item", row) for v, row in zip(("value", "low", "high"), values, strict=True)},
+        coords={"item": [*rows]},
+    )
+    ds["value"].attrs = {"long_name": "Cohen's kappa among people", "units": ""}
+    return Figure(
+        "consistency-elsewhere",
+        "points",
+        "Errors of people in related experiments",
+        "How far the people of Geirhos et al. 2021 are right and wrong on the same pictures, "
+        "beyond what their accuracies say: Cohen's kappa, the mean over all two people and all "
+        f"conditions. Intervals hold {100 * level:.0f} % of samples of pictures, not of people. A "
+        "model's errors are those of people where its kappa with them is as high.",
+        ds,
+        {
+            "orientation": "h",
+            "width": "full",
+            "reference_lines": [{"value": 0.0, "label": "chance"}],
+        },
     )
 
 

@@ -331,6 +331,16 @@ def _draw_curve(figure: Figure) -> Drawn:
         if x.size <= _MAX_TICKS:
             # By itself the page would write only the first digit between decades.
             layout["xaxis"] |= {"tickvals": x, "ticktext": [format_number(v) for v in x]}
+    if figure.options.get("y_log"):
+        shown = np.concatenate([a[np.isfinite(a) & (a > 0)] for a in arrays.values()])
+        ends = np.log10([shown.min(), shown.max()]) if shown.size else np.zeros(2)
+        decades = 10.0 ** np.arange(np.floor(ends[0]), np.ceil(ends[1]) + 1)
+        ticks = np.outer(decades, [1, 2, 5]).ravel()
+        layout["yaxis"] |= {
+            "type": "log",
+            "tickvals": ticks,
+            "ticktext": [format_number(v) for v in ticks],
+        }
     return Drawn(_plot(traces, layout, 380), frame(figure))
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
-from brainalign.cli import main
-from brainalign.config import validate_config
+from brainalign.cli import _parser, main
+from brainalign.config import validate_config, workflow_root
 from brainalign.data.section import read_section, write_section
 from brainalign.data.stimuli import write_stimuli
 from brainalign.data.trials import read_trials
@@ -22,7 +29,13 @@ from brainalign.psychophysics import (
     observe,
     probability_correct,
 )
-from brainalign.psychophysics.sections import example_pictures
+from brainalign.psychophysics.analysis import accuracy_matrix, threshold_indices
+from brainalign.psychophysics.sections import (
+    _sensitivity_map,
+    _threshold_curves,
+    _thresholds,
+    example_pictures,
+)
 from brainalign.psychophysics.stimuli import divide_images
 
 CLASSES = ("bird", "boat", "car", "cat")
@@ -65,19 +78,26 @@ def test_section_of_people_models_and_areas(tmp_path):
         {"people": people, "wide net": trials_of("net", 4.0, 5)},
         people=["people"], areas=areas(),
         examples=example_pictures(image, [0, 0.04, 0.16], contrast=0.2, mean=0.449),
-        missing=["One thing: it was not there."], n_bootstrap=20,
+        published={"the same": people}, missing=["One thing: it was not there."], n_bootstrap=20,
     )  # fmt: skip
     figures = {f.id: f for f in section.figures}
-    assert {"pictures", "channels", "curves", "curves-areas", "bandwidths", "accuracy-0",
-            "accuracy-1", "fidelity-0", "trials-needed", "consistency",
-            "compared"} == set(figures)  # fmt: skip
+    assert {"pictures", "channels", "curves", "curves-areas", "bandwidths", "sensitivity",
+            "thresholds", "accuracy-0", "accuracy-1", "fidelity-0", "trials-needed", "consistency",
+            "compared", "people-elsewhere", "consistency-elsewhere"} == set(figures)  # fmt: skip
     table = figures["channels"].data
     assert table["kind"].values.tolist() == ["people", "model", "area"]
     assert table["drawn over"].values.tolist() == ["images and subjects", "images", "images"]
     told = [float(t.split(" (")[0]) for t in table["bandwidth, octaves"].values.astype(str)]
     width = dict(zip(table["observer"].values, told, strict=True))
     assert figures["curves"].data["series"].values.tolist() == ["people", "wide net"]
-    assert figures["curves-areas"].data["series"].values.tolist() == ["V1"]
+    beside = figures["curves-areas"].data
+    assert beside["series"].values.tolist() == [
+        "V1", "people (people as observer)", "wide net (model as observer)"
+    ]  # fmt: skip
+    # The observers' curves are those of the figure of observers.
+    for name in ("value", "low", "high"):
+        own = figures["curves"].data[name].values
+        assert np.array_equal(beside[name].values[:, 1:], own) and np.isfinite(own).all()
     assert width["people"] == pytest.approx(1.5, rel=0.25)
     assert width["wide net"] == pytest.approx(4.0, rel=0.25)
     assert width["V1"] == pytest.approx(2.0, rel=0.15)
@@ -85,6 +105,9 @@ def test_section_of_people_models_and_areas(tmp_path):
     low = [float(r.split("(")[1].split(" to")[0]) for r in ratio]
     # The network's channel is wider than people's beyond what images explain, the area's is not.
     assert low[0] > 1.5 and low[1] < 1.4
+    # The same people, among themselves.
+    alike, again = (figures[f"consistency{x}"].data["value"].values for x in ("", "-elsewhere"))
+    assert again == pytest.approx(alike[:1])
     needed = figures["trials-needed"].data["value"].values
     assert (needed[-1] < needed[0] / 2).all()
     assert section.exclusions == ["One thing: it was not there."]
@@ -93,13 +116,50 @@ def test_section_of_people_models_and_areas(tmp_path):
         draw(figure, "f")
 
 
-def test_who_has_no_channel_is_named_below_the_curves():
+def test_sensitivity_of_each_band_is_on_the_published_scale():
+    """Against the channel that the simulated observer has, and the published rule's indices."""
+    observers = {"narrow": trials_of("narrow", 1.5, 1), "wide": trials_of("wide", 4.0, 2)}
+    # Of another observer, who was shown fewer bands.
+    few = trials_of("few", 4.0, 3)
+    observers["few"] = few.isel(trial=np.isin(few["frequency"].values, [14.0, 28.0, 56.0]))
+    thresholds = _thresholds(observers, None, 0.95, 100, 0)
+    shown = _sensitivity_map(thresholds, []).data
+    assert shown["row"].values.tolist() == ["narrow", "wide", "few"]
+    assert shown["column"].values.tolist() == ["1.75", "3.5", "7", "14", "28", "56", "112"]
+    value, low, high = (shown[v].values for v in ("value", "low", "high"))
+    assert np.isnan(value[2]).tolist() == [True] * 3 + [False] * 3 + [True]
+    f = 1.75 * 2.0 ** np.arange(7)
+    for row, bandwidth in ((0, 1.5), (1, 4.0)):
+        true = np.log2(0.8) - (2 * np.log2(f / 30.0) / bandwidth) ** 2
+        # What the levels of noise bracket.
+        told = (true > -4) & (true < -1)
+        assert told.any() and (low[row] < true)[told].all() and (true < high[row])[told].all()
+        assert np.abs(value[row] - true)[told].max() < 0.5
+    # Bands that no noise masks stand at 8 times the strongest.
+    assert value[0, 0] == pytest.approx(np.log2(0.01 / (8 * 0.16))) and low[0, 0] == value[0, 0]
+    curves = _threshold_curves(thresholds, 0.95).data
+    assert curves["value"].dims == ("x", "series")
+    assert curves["series"].values.tolist() == ["narrow", "wide", "few"]
+    assert np.log2(0.01 / curves["value"].values.T) == pytest.approx(value, nan_ok=True)
+    assert np.log2(0.01 / curves["low"].values.T) == pytest.approx(high, nan_ok=True)
+    # The published scale: index j of a band is a sensitivity of 2**(j - 4).
+    j = threshold_indices(accuracy_matrix(observers["wide"]).values)
+    assert np.abs((j - 4) - value[1])[(0 < j) & (j < 4)].max() < 1.5
+
+
+def test_who_has_no_channel_or_no_map_is_named(monkeypatch):
+    monkeypatch.setattr("brainalign.psychophysics.sections._HEATMAPS", 1)
     sees, guesses = trials_of("sees", 2.0, 0), trials_of("guesses", 2.0, 1)
     guesses["correct"][:] = np.random.default_rng(0).random(guesses.sizes["trial"]) < 1 / 16
     section = channels_section({"sees": sees, "guesses": guesses}, n_bootstrap=20)
     curves = next(f for f in section.figures if f.id == "curves")
     assert curves.data["series"].values.tolist() == ["sees"]
     assert curves.caption.endswith("Without a channel (see the table): guesses.")
+    sensitivity = next(f for f in section.figures if f.id == "sensitivity")
+    assert sensitivity.caption.endswith("a row says little: guesses.")
+    assert sensitivity.data["row"].values.tolist() == ["sees", "guesses"]
+    assert [f.id for f in section.figures if f.id.startswith("accuracy-")] == ["accuracy-0"]
+    assert "1 of 2 observers have no map of accuracy: guesses" in section.exclusions
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -148,7 +208,7 @@ def test_tested_images_are_balanced():
         divide_images(CATEGORY, 61)
 
 
-def test_commands_from_images_to_section(tmp_path, capsys):
+def test_commands_from_images_to_section(tmp_path, capsys, monkeypatch):
     # Bars that differ in their slope, as photographs do in nothing.
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
@@ -162,6 +222,14 @@ def test_commands_from_images_to_section(tmp_path, capsys):
         extra={"category": [("across", "along")[i % 2] for i in range(48)]},
     )  # fmt: skip
     common = ["--stimuli", str(folder), "--size", "32", "--contrast", "0.4"]
+    # Pictures are made where the model is.
+    made_on = []
+
+    def spy(*args, device, **options):
+        made_on.append(device)
+        return observe(*args, device=device, **options)
+
+    monkeypatch.setattr("brainalign.psychophysics.observe", spy)
     out = tmp_path / "trials.nc"
     command = [
         "channel-trials",
@@ -177,6 +245,7 @@ def test_commands_from_images_to_section(tmp_path, capsys):
         "12",
     ]
     assert main([*command, "--title", "a net", "--device", "cpu", "--out", str(out)]) == 0
+    assert made_on == [torch.device("cpu")]
     trials = read_trials(out)
     assert trials.sizes["trial"] == 12 * 12 and str(trials["subject"].values) == "a net"
     clean = trials["correct"].values[trials["noise_sd"].values == 0]
@@ -192,8 +261,6 @@ def test_commands_from_images_to_section(tmp_path, capsys):
 
 
 def test_readout_learns_from_two_categories_or_more():
-    import torch
-
     from brainalign.errors import SchemaError
 
     with pytest.raises(SchemaError, match="2 categories or more"):
@@ -230,3 +297,34 @@ def test_readouts_need_images_that_are_not_tested():
     areas = {**BLOCK["psychophysics"], "areas": {"study": "s", "model": "m"}}
     done = validate_config({**BLOCK, "psychophysics": areas})["psychophysics"]
     assert done["areas"]["subject"] == "a" and done["observers"]["o"]["title"] == "o"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("critical_band", {"channel-trials": 4, "channel-areas": 1, "channel-section": 1}),
+        ("critical_band_photographs", {"channel-trials": 1, "channel-section": 1}),
+    ],
+)
+def test_configurations_are_planned_whole(name, expected, tmp_path):
+    pytest.importorskip("snakemake")
+    root = workflow_root()
+    finished = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
+         "--configfile", str(root / "configs" / f"{name}.yaml")],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"},
+    )  # fmt: skip
+    text = finished.stdout + finished.stderr
+    assert finished.returncode == 0, text[-3000:]
+    planned = re.findall(r"^Shell command: brainalign (.*?) 2> ", text, re.MULTILINE)
+    commands = [_parser().parse_args(shlex.split(line)) for line in planned]
+    counts = Counter(args.command for args in commands)
+    assert {c: n for c, n in counts.items() if c.startswith("channel-")} == expected
+    assert counts["report"] == 1
+    shown = [args for args in commands if args.command == "channel-trials"]
+    assert all(args.noise_sds == [0.0, 0.02, 0.04, 0.08, 0.16] for args in shown)
+    if name == "critical_band_photographs":
+        [args] = shown
+        assert (args.by, args.size, str(args.stimuli)) == ("outputs", 224, "data/photographs")
+        assert args.options == {"num_classes": 1001, "pad_type": "same"}

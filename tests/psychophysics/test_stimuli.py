@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from brainalign.errors import ConfigError, SchemaError
+from brainalign.psychophysics import stimuli
 from brainalign.psychophysics.pyramid import (
     band_frequencies,
     laplacian_pyramid,
@@ -197,3 +198,35 @@ def test_designs():
     )
     with pytest.raises(ConfigError, match="bands 0 to 4"):
         masking_design(ids, classes, size=(64, 64), bands=[5])
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ),
+    ],
+)
+def test_pictures_in_float32_are_those_of_float64(device, monkeypatch):
+    """In every band and level; devices draw different noise, so that of the CPU is given to all."""
+
+    def of_the_cpu(seeds, height, width, *, device="cpu"):
+        noise, _ = draw_noise(seeds, height, width)
+        return noise.to(device), [torch.Generator(device).manual_seed(int(s)) for s in seeds]
+
+    monkeypatch.setattr(stimuli, "draw_noise", of_the_cpu)
+    side = 96
+    cells = [(sd, f) for sd in (0.0, 0.02, 0.04, 0.08, 0.16) for f in range(n_bands(side, side))]
+    images = torch.rand(len(cells), side, side, generator=torch.Generator().manual_seed(3))
+    sds, bands = zip(*cells, strict=True)
+    seeds = range(len(cells))
+    exact = mask(images.double(), sds, bands, seeds)
+    shown = mask(images.to(device), sds, bands, seeds)
+    assert shown.dtype == torch.float32 and shown.device.type == device
+    # Pixels that leave the range are among them.
+    moved = low_contrast(images.double()) - exact
+    assert exact.min() >= 0 and moved.abs().max() > 0.4
+    torch.testing.assert_close(shown.cpu().double(), exact, atol=2e-6, rtol=0)

@@ -18,6 +18,7 @@ from brainalign.psychophysics import (
     pairwise_consistency,
     shape_bias,
 )
+from brainalign.psychophysics.sections import _consistency_elsewhere
 
 OWN = """subject,stimulus_id,category,response,noise_sd,frequency,rt
 a,cat1,cat,cat,0.08,28,0.5
@@ -241,6 +242,15 @@ def test_human_error_consistency(human):
     for experiment, value in KAPPA.items():
         kappa = pairwise_consistency(human[experiment])["kappa"]
         assert float(kappa.mean()) == pytest.approx(value, abs=0.00051), experiment
+
+
+def test_report_shows_how_far_people_err_alike(human):
+    chosen = {e: human[e] for e in ("silhouette", "colour", "rotation")}
+    shown = _consistency_elsewhere(chosen, 0.95, 60, 0).data
+    assert shown["item"].values.tolist() == [*chosen]
+    value, low, high = (shown[v].values for v in ("value", "low", "high"))
+    assert value == pytest.approx([KAPPA[e] for e in chosen], abs=0.00051)
+    assert (low > 0).all() and (low < value).all() and (value < high).all()
 
 
 def test_human_shape_bias(human):
