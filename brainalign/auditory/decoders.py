@@ -913,7 +913,7 @@ def cross_validate(
     pairs = make_splits(trials, splits) if isinstance(splits, str) else list(splits)
     check_leak(pairs, content_groups(trials), allow=allow_leak)
     parts, look_ahead = [], 0.0
-    with _edges_said_once(len(pairs)):
+    with edges_said_once(len(pairs)):
         for train, test in tqdm(pairs, desc=type(decoder).__name__, disable=None, leave=False):
             fitted = clone(decoder).fit([trials[i] for i in train])
             look_ahead = fitted.reach[1] / fitted.sampling_rate_
@@ -924,7 +924,7 @@ def cross_validate(
 
 
 @contextmanager
-def _edges_said_once(n_fits: int) -> Iterator[None]:
+def edges_said_once(n_fits: int) -> Iterator[None]:
     """Gather the warnings of penalties at an end of the grid, which every fit gives, into one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", AlphaEdgeWarning)
