@@ -228,7 +228,8 @@ def _held_out(
             jobs = [(_spanned(y, train), together)]
         else:
             jobs = [(own, y) for own in x]
-        r, alpha = [], []
+        r: list[list[NDArray[np.float64]]] = []
+        alpha = []
         for source, response in jobs:
             model = LaggedRidge(
                 tmin, tmax, trials[0].sampling_rate, alphas=alphas, cv=TimeBlocks(3),
