@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
-from brainalign.auditory.trials import ListeningTrial, content_groups
+from brainalign.auditory.trials import ListeningTrial, content_groups, trial_labels
 from brainalign.data.splits import Split, by_group, check_leak
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.linear import AlphaEdgeWarning
@@ -156,8 +156,9 @@ class AttentionDecoder(BaseEstimator):
         Returns
         -------
         xarray.Dataset
-            ``score`` (window, talker) with coordinates on window: ``length`` and ``start`` (s),
-            ``trial``, ``subject``, ``attended`` (-1 where attention switches within).
+            ``score`` (window, talker) with coordinates on window: ``length`` and ``start`` (s, in
+            the trial that a piece was cut from), ``trial``, ``subject``, ``attended`` (-1 where
+            attention switches within).
 
         Raises
         ------
@@ -202,7 +203,7 @@ class AttentionDecoder(BaseEstimator):
             {"score": (("window", "talker"), score)},
             coords={
                 "length": ("window", np.full(n, float(length)), {"units": "s"}),
-                "start": ("window", starts / self.sampling_rate_, {"units": "s"}),
+                "start": ("window", (trial.offset + starts) / self.sampling_rate_, {"units": "s"}),
                 "trial": ("window", np.full(n, trial.name, dtype=object)),
                 "subject": ("window", np.full(n, trial.subject, dtype=object)),
                 "attended": ("window", who),
@@ -289,7 +290,7 @@ class StimulusReconstruction(AttentionDecoder):
     alphas : float or sequence of float
         Penalties that are tried, on data of variance 1.
     cv : int, "trials", TimeBlocks ..., optional
-        As for `brainalign.linear.LaggedRidge`.
+        As for `brainalign.linear.LaggedRidge`; by default pieces of one trial stay together.
     n_channels : int, optional
         Keep the channels that a forward model of the same trials predicts best.
     device : str
@@ -341,8 +342,9 @@ class StimulusReconstruction(AttentionDecoder):
         features = [t.attended_features(self.space) for t in trials]
         self.feature_scale_ = _Scale.of(features)
         self.model_ = LaggedRidge(
-            self.tmin, self.tmax, self.sampling_rate_, alphas=self.alphas, cv=self.cv,
-            direction="backward", metric="r", dtype="float64", device=self.device,
+            self.tmin, self.tmax, self.sampling_rate_, alphas=self.alphas,
+            cv=_folds(self.cv, trials), direction="backward", metric="r", dtype="float64",
+            device=self.device,
         )  # fmt: skip
         self.model_.fit(
             [self.neural_scale_(t.neural[:, self.channels_]) for t in trials],
@@ -385,7 +387,7 @@ class ForwardResponse(AttentionDecoder):
     alphas : float or sequence of float
         Penalties that are tried. A single one leaves all channels at weight 1.
     cv : int, "trials", TimeBlocks ..., optional
-        As for `brainalign.linear.LaggedRidge`.
+        As for `brainalign.linear.LaggedRidge`; by default pieces of one trial stay together.
     n_iter : int
         Weights of the spaces that are tried, if there are several.
     seed : int
@@ -435,9 +437,9 @@ class ForwardResponse(AttentionDecoder):
         ]
         self.feature_scale_ = _Scale.of(features)
         self.model_ = LaggedRidge(
-            self.tmin, self.tmax, self.sampling_rate_, alphas=self.alphas, cv=self.cv,
-            spaces=labels.tolist(), n_iter=self.n_iter, seed=self.seed, metric="r",
-            dtype="float64", device=self.device,
+            self.tmin, self.tmax, self.sampling_rate_, alphas=self.alphas,
+            cv=_folds(self.cv, trials), spaces=labels.tolist(), n_iter=self.n_iter, seed=self.seed,
+            metric="r", dtype="float64", device=self.device,
         )  # fmt: skip
         self.model_.fit(
             [self.feature_scale_(f) for f in features],
@@ -911,7 +913,7 @@ def cross_validate(
     pairs = make_splits(trials, splits) if isinstance(splits, str) else list(splits)
     check_leak(pairs, content_groups(trials), allow=allow_leak)
     parts, look_ahead = [], 0.0
-    with _edges_said_once(len(pairs)):
+    with edges_said_once(len(pairs)):
         for train, test in tqdm(pairs, desc=type(decoder).__name__, disable=None, leave=False):
             fitted = clone(decoder).fit([trials[i] for i in train])
             look_ahead = fitted.reach[1] / fitted.sampling_rate_
@@ -922,7 +924,7 @@ def cross_validate(
 
 
 @contextmanager
-def _edges_said_once(n_fits: int) -> Iterator[None]:
+def edges_said_once(n_fits: int) -> Iterator[None]:
     """Gather the warnings of penalties at an end of the grid, which every fit gives, into one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", AlphaEdgeWarning)
@@ -1039,14 +1041,24 @@ def _check_together(trials: Sequence[ListeningTrial]) -> None:
         )
 
 
+def _folds(cv: Any, trials: Sequence[ListeningTrial]) -> Any:
+    """Return folds that leave pieces of one trial together, if no others are given."""
+    labels = trial_labels(trials)
+    n = len(np.unique(labels))
+    return cv if cv is not None or n in (1, len(trials)) else by_group(labels, min(5, n), 0)
+
+
 def _inner(trials: Sequence[ListeningTrial], n_folds: int, seed: int) -> list[Split]:
-    """Folds of training trials: those that share content together, where that leaves two sides."""
+    """Folds of training trials.
+
+    Those that share content and pieces of one trial are together, where that leaves two sides.
+    """
     if len(trials) < 2:
         raise ConfigError(
             "There is one training trial, and what is chosen needs held-out ones.",
             "Cut long recordings into trials (ListeningTrial.cut).",
         )
-    groups = content_groups(trials)
+    groups = content_groups(trials, whole=True)
     if len(np.unique(groups)) < 2:
         groups = np.arange(len(trials)).astype(str)
     return by_group(groups, min(n_folds, len(np.unique(groups))), seed)

@@ -313,6 +313,8 @@ def expected_switch_duration(
               \sum_{i=1}^{k_c-1} r^{-i} h_i, \qquad
               h_i = \frac{k_c - i}{2p - 1} + \frac{p (r^{-k_c} - r^{-i})}{(2p - 1)^2} .
 
+    The sum is taken in closed form, and N found by halving: both grow without bound towards chance.
+
     Parameters
     ----------
     length : float
@@ -340,23 +342,46 @@ def expected_switch_duration(
             "expected seconds, an accuracy above 0.5, and shares."
         )
     p = min(accuracy, _CERTAIN)
-    log_r = np.log(p / (1 - p))
-    n = max(2, min_states)
-    while (_lowest(n, log_r, confidence) - 1) / (n - 1) < comfort:
-        n += 1
+    log_r = float(np.log(p / (1 - p)))
+    n = _fewest_states(max(2, min_states), log_r, confidence, comfort)
     target = int(np.ceil(round(comfort * (n - 1) + 1, 9)))
-    i = np.arange(1, target)
-    # Powers of r relative to that of the target: no overflow for any accuracy.
-    steps = (target - i) / (2 * p - 1)
-    steps += p * (np.exp(-target * log_r) - np.exp(-i * log_r)) / (2 * p - 1) ** 2
-    share = np.expm1(log_r) / -np.expm1((1 - target) * log_r)
-    duration = length * float(share * (np.exp(-i * log_r) * steps).sum())
-    return duration, n, target
+    # r^-i weighs state i < k_c: the geometric sums of i and of h_i, divided by that of 1.
+    drift, below = 2 * p - 1, target - 1
+    rest = float(np.exp(-below * log_r))
+    steps = (target - p / drift - below * rest / np.expm1(-below * log_r)) / drift
+    steps += (1 - p) * ((1 - p) * rest - p) / drift**2
+    return length * float(steps), n, target
+
+
+def _fewest_states(n: int, log_r: float, confidence: float, comfort: float) -> int:
+    """Return the fewest states, from n on, of which enough are held in the comfort region.
+
+    Without the rounding down, what is held minus what is needed is a convex function of n that ends
+    above 0. So it is below 0 on one stretch at most, whose end is found by halving; how many states
+    are held grows with the inverse of the accuracy's distance from chance.
+    """
+
+    def needed(n: int, lowest: float) -> bool:
+        return (lowest - 1) / (n - 1) < comfort
+
+    while needed(n, np.floor(_lowest(n, log_r, confidence))):
+        low, high = n, n + 1
+        if needed(low, _lowest(low, log_r, confidence)):
+            while needed(high, _lowest(high, log_r, confidence)):
+                low, high = high, 2 * high
+            while high - low > 1:
+                middle = (low + high) // 2
+                if needed(middle, _lowest(middle, log_r, confidence)):
+                    low = middle
+                else:
+                    high = middle
+        n = high
+    return n
 
 
 def _lowest(n: int, log_r: float, confidence: float) -> float:
     inside = np.logaddexp(n * log_r + np.log(1 - confidence), np.log(confidence))
-    return float(np.floor(inside / log_r + 1))
+    return float(inside / log_r + 1)
 
 
 def switch_latency(
@@ -429,7 +454,7 @@ def switch_curve(
     scores : xarray.Dataset
         From `brainalign.auditory.decoders.cross_validate`, with a `hop` shorter than all windows.
     trials : sequence of ListeningTrial
-        Those that were scored, with the switches.
+        Those that were scored, with the switches; whole ones, where pieces were scored.
     level : float
         Coverage of the intervals.
     n_bootstrap : int
@@ -446,7 +471,8 @@ def switch_curve(
         replacement; ``followed``, the share of switches; ``share`` (length, since), that of
         decisions for the new talker by the time since the switch in seconds; ``n_switches``.
         Lengths are left out where attention nowhere stays for the half window to follow and the
-        whole one to hold.
+        whole one to hold. Switches are left out if windows are missing before the next one, where
+        samples are marked.
 
     Raises
     ------
@@ -475,10 +501,10 @@ def switch_curve(
         for name, at in zip(order, switches, strict=True)
     )
     draws = np.random.default_rng(seed).integers(len(order), size=(n_bootstrap, len(order)))
-    # Half a window to follow, and a whole one to hold.
-    kept = [float(x) for x in lengths if 1.5 * x + ahead <= stay]
+    kept: list[float] = []
     rows, shares = [], []
-    for length in kept:
+    # Half a window to follow, and a whole one to hold.
+    for length in [float(x) for x in lengths if 1.5 * x + ahead <= stay]:
         here = scores["length"].values == length
         of_trial = [np.flatnonzero(here & (trial == k)) for k in order.values()]
         steps = np.concatenate([np.diff(scores["start"].values[r]) for r in of_trial])
@@ -494,22 +520,28 @@ def switch_curve(
             t = known[name]
             time, begins, talkers = (
                 scores["start"].values[r] + length + ahead,
-                at / t.sampling_rate,
+                (t.offset + at) / t.sampling_rate,
                 t.attended[at],
             )
-            latency.append(switch_latency(time, decision[r], begins, talkers, hold=hold))
-            for begin, end, who in zip(begins, [*begins[1:], np.inf], talkers, strict=True):
+            ends = np.append(begins[1:], np.inf)
+            gap = np.flatnonzero(np.diff(time) > 1.5 * step)
+            whole = ~((time[gap] < ends[:, None]) & (time[gap + 1] > begins[:, None])).any(axis=1)
+            latency.append(switch_latency(time, decision[r], begins, talkers, hold=hold)[whole])
+            for begin, end, who in zip(begins[whole], ends[whole], talkers[whole], strict=True):
                 within = (time >= begin) & (time < end)
                 since.append(np.floor((time[within] - begin) / step + 1e-6) * step)
                 new.append(decision[r][within] == who)
+        if not sum(map(len, latency)):
+            continue
+        kept.append(length)
         every = np.nan_to_num(np.concatenate(latency), nan=np.inf)
         medians = [
             np.nan_to_num(np.concatenate([latency[i] for i in d]), nan=np.inf) for d in draws
         ]
-        ends = _interval([float(np.median(m)) for m in medians if len(m)], level)
+        interval = _interval([float(np.median(m)) for m in medians if len(m)], level)
         if len(order) < 2:
-            ends = (np.nan, np.nan)
-        rows.append((np.median(every), *ends, np.isfinite(every).mean(), len(every)))
+            interval = (np.nan, np.nan)
+        rows.append((np.median(every), *interval, np.isfinite(every).mean(), len(every)))
         places, bins = np.unique(np.concatenate(since).round(6), return_inverse=True)
         share = np.bincount(bins, np.concatenate(new)) / np.bincount(bins)
         shares.append(dict(zip(places.tolist(), share.tolist(), strict=True)))

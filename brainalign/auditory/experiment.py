@@ -7,11 +7,12 @@ with the coordinates ``run`` (a trial) and ``attended`` (the talker's number) on
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -376,8 +377,9 @@ def decode(
     Parameters
     ----------
     responses, features : Dataset
-        From `prepare` or `simulate_listening`. Samples marked ``bad`` take no part: a trial is cut
-        to its longest good stretch.
+        From `prepare` or `simulate_listening`. Samples marked ``bad`` take no part: trials are cut
+        there into pieces, which stay on one side of every split. Pieces shorter than the shortest
+        window are left out.
     kind, settings
         The decoder; see `make_decoder`. For "cluster", a voice is the mean of the ``mel`` features
         of its talker over the trial.
@@ -403,12 +405,15 @@ def decode(
     Dataset
         ``accuracy``, ``low``, ``high``, ``chance_low``, ``chance_high``, ``n_windows``,
         ``n_trials`` over length (s); ``score`` (window, talker) with ``window_length``, ``start``,
-        ``trial``, ``attended``; ``attrs``: ``mesd`` (s), ``decoder``, ``subject``, ``split``.
+        ``trial``, ``attended``; ``attrs``: ``mesd`` (s), ``decoder``, its ``settings`` with
+        those that were left as they are and what chose the ``responsive`` channels (both JSON),
+        ``subject``, ``split``, ``seconds`` that took part and ``seconds_left_out`` for their marks.
         Where attention switches within trials, windows overlap, and there is what
         `brainalign.auditory.evaluation.switch_curve` gives over ``switch_length`` (s) and
         ``since``. Of a forward model fitted to all trials of the subject also ``trf`` (neuroid,
         feature, lag), with ``lag`` in s, and ``channel_r`` (neuroid), its cross-validated
-        correlation, ``space`` (feature), and the places of the neuroids.
+        correlation, ``space`` (feature), and the places of the neuroids. Both are NaN for channels
+        that were not chosen, and ``channel_r`` is if a single penalty was given.
 
     Raises
     ------
@@ -417,10 +422,22 @@ def decode(
     ConfigError
         For a `split` that is not known or lacks other subjects, or windows that no trial can hold.
     SchemaError
-        If subjects have not the same channels, or voices are needed and there is no ``mel``.
+        If there is one talker, all samples are marked, subjects have not the same channels, or
+        voices are needed and there is no ``mel``.
     """
-    trials = _good_trials(responses, features, kind)
-    longest = max(len(t.neural) for t in trials) / trials[0].sampling_rate
+    if "talker" in features.coords and len(np.unique(features["talker"].values)) < 2:
+        raise SchemaError(
+            "The features are of one talker, who is attended whatever is decoded; expected at "
+            "least two.",
+            "For temporal response functions of one talker there is `brainalign trf`.",
+        )
+    decoder = make_decoder(kind, settings)
+    parameters = decoder.get_params()
+    if responsive is not None:
+        decoder = ResponsiveDecoder(decoder, **responsive)
+    own = _good(responses, features, kind, lengths)
+    trials, rate = own.trials, own.trials[0].sampling_rate
+    longest = max(len(t.neural) for t in own.pieces) / rate
     usable = [x for x in lengths if x <= longest]
     if not usable:
         raise ConfigError(
@@ -429,30 +446,32 @@ def decode(
     if others and split != "subject":
         raise ConfigError(f"Other subjects are of no use to the split {split!r}.")
     splits: list[Split] = []
-    everyone = trials
+    pieces, owner = own.pieces, own.owner
     if split == "trial":
         splits = decoders.make_splits(trials, n_folds=n_folds, seed=seed)
     elif split == "stimulus":
         group = content_groups(trials)
         if "stimulus_id" in responses.coords:
-            run = responses["run"].values
-            first = [int(np.flatnonzero(run == r)[0]) for r in dict.fromkeys(run.tolist())]
+            run = responses["run"].values.astype(str)
+            first = [int(np.flatnonzero(run == t.name)[0]) for t in trials]
             group = responses["stimulus_id"].values[first].astype(str)
         splits = by_group(group, n_folds or len(np.unique(group)), seed)
     elif split == "subject":
-        others_trials = [t for other in others for t in _good_trials(*other, kind)]
-        _check_others(trials, others_trials)
-        own = np.arange(len(trials))
-        splits = [(len(trials) + np.arange(len(others_trials)), own)]
-        everyone = trials + others_trials
+        good = [_good(*other, kind, lengths) for other in others]
+        _check_others(trials, [t for g in good for t in g.trials])
+        splits = [(np.arange(len(trials), len(trials) + len(good)), np.arange(len(trials)))]
+        for k, g in enumerate(good):
+            pieces = pieces + g.pieces
+            owner = np.append(owner, np.full(len(g.pieces), len(trials) + k))
     else:
         raise ConfigError(f"split is {split!r}; expected 'trial', 'stimulus' or 'subject'.")
-    decoder = make_decoder(kind, settings)
-    if responsive is not None:
-        decoder = ResponsiveDecoder(decoder, **responsive)
+    splits = [
+        (np.flatnonzero(np.isin(owner, train)), np.flatnonzero(np.isin(owner, test)))
+        for train, test in splits
+    ]
     switches = any((t.attended != t.attended[0]).any() for t in trials)
     scores = decoders.cross_validate(
-        decoder, everyone, usable, splits=splits, allow_leak=repeated,
+        decoder, pieces, usable, splits=splits, allow_leak=repeated,
         hop=min(_HOP, min(usable) / 2) if switches else None,
     )  # fmt: skip
     curve = accuracy_curve(scores, seed=seed)
@@ -464,10 +483,14 @@ def decode(
     found["trial"] = found["trial"].astype(str)
     found.attrs = {
         "decoder": kind,
+        "settings": json.dumps(parameters, default=str),
+        "responsive": json.dumps(None if responsive is None else dict(responsive)),
         "subject": subject,
         "level": float(curve.attrs["level"]),
         "mesd": float(mesd(curve["length"].values, curve["accuracy"].values).duration),
-        "sampling_rate": float(trials[0].sampling_rate),
+        "sampling_rate": float(rate),
+        "seconds": sum(len(t.neural) for t in own.pieces) / rate,
+        "seconds_left_out": own.left_out / rate,
         "n_channels": int(trials[0].neural.shape[1]),
         "space": str(responses.attrs.get("space", "")),
         "split": split,
@@ -475,18 +498,31 @@ def decode(
     if switches:
         followed = switch_curve(scores, trials, seed=seed).rename(length="switch_length")
         found = found.merge(followed, combine_attrs="override")
-    if isinstance(decoder, decoders.ForwardResponse):
-        sizes = {name: trials[0].space(name).shape[2] for name in decoder.spaces}
+    if kind == "forward":
         with warnings.catch_warnings():
             # The cross-validated fits have told.
             warnings.simplefilter("ignore", AlphaEdgeWarning)
-            decoder.fit(trials)
-        found = found.merge(_response_functions(decoder, responses, sizes))
+            decoder.fit(own.pieces)
+        found = found.merge(_response_functions(decoder, responses, trials[0]))
     return found
 
 
-def _good_trials(responses: xr.Dataset, features: xr.Dataset, kind: str) -> list[ListeningTrial]:
-    """Cut a recording into trials, each to its longest stretch without a bad sample."""
+class _Good(NamedTuple):
+    """The good samples of a recording: pieces of trials, and the number of the trial of each."""
+
+    trials: list[ListeningTrial]
+    pieces: list[ListeningTrial]
+    owner: NDArray[np.intp]
+    left_out: int
+
+
+def _good(
+    responses: xr.Dataset, features: xr.Dataset, kind: str, lengths: Sequence[float]
+) -> _Good:
+    """Cut a recording into trials, and these where samples are marked as bad.
+
+    Pieces that hold no window are left out, and trials without a piece.
+    """
     trials = listening_trials(responses, features)
     if kind == "cluster":
         if "mel" not in trials[0].features:
@@ -497,13 +533,31 @@ def _good_trials(responses: xr.Dataset, features: xr.Dataset, kind: str) -> list
             )
         trials = [replace(t, voices=t.space("mel").mean(axis=1)) for t in trials]
     if "bad" not in responses.coords:
-        return trials
-    run = responses["run"].values
-    bad = responses["bad"].values.astype(bool)
-    return [
-        t.cut(*_longest_good(bad[run == r]))
-        for t, r in zip(trials, dict.fromkeys(run.tolist()), strict=True)
-    ]
+        return _Good(trials, trials, np.arange(len(trials)), 0)
+    run, bad = responses["run"].values.astype(str), responses["bad"].values.astype(bool)
+    shortest = min(lengths) * trials[0].sampling_rate
+    kept: list[ListeningTrial] = []
+    pieces: list[ListeningTrial] = []
+    owner: list[int] = []
+    for trial in trials:
+        marks = bad[run == trial.name]
+        good = [
+            trial.cut(start, stop)
+            for start, stop in _stretches(~marks)
+            if stop - start >= round(shortest) or not marks.any()
+        ]
+        if good:
+            pieces += good
+            owner += [len(kept)] * len(good)
+            kept.append(trial)
+    if not kept:
+        raise SchemaError(
+            f"No trial has {min(lengths):g} s, the shortest window, without a sample that is "
+            f"marked as bad; {bad.mean():.0%} of the samples are.",
+            "Give shorter windows, or mark less: a higher threshold of the preprocessing.",
+        )
+    left_out = sum(len(t.neural) for t in trials) - sum(len(t.neural) for t in pieces)
+    return _Good(kept, pieces, np.array(owner), left_out)
 
 
 def _check_others(own: Sequence[ListeningTrial], others: Sequence[ListeningTrial]) -> None:
@@ -525,27 +579,30 @@ def _check_others(own: Sequence[ListeningTrial], others: Sequence[ListeningTrial
 
 
 def _response_functions(
-    fitted: decoders.ForwardResponse, responses: xr.Dataset, sizes: Mapping[str, int]
+    fitted: decoders.AttentionDecoder, responses: xr.Dataset, trial: ListeningTrial
 ) -> xr.Dataset:
+    """Give the weights of a forward model their places; channels that it does not see have NaN."""
+    seen = np.ones(fitted.n_channels_, dtype=bool)
+    if isinstance(fitted, ResponsiveDecoder):
+        seen, fitted = fitted.selector_.get_support(), fitted.decoder_
+    assert isinstance(fitted, decoders.ForwardResponse)
+    model, sizes = fitted.model_, [trial.space(s).shape[2] for s in fitted.spaces]
+    trf = np.full((len(seen), *model.coef_.shape[1:]), np.nan)
+    trf[seen] = model.coef_
+    r = np.full(len(seen), np.nan)
+    r[seen] = getattr(model, "best_score_", np.nan)
     keep = ["neuroid_id", "roi", "hemisphere", "x", "y", "z", "band", "hears"]
     return xr.Dataset(
-        {
-            "trf": (("neuroid", "feature", "lag"), np.asarray(fitted.model_.coef_)),
-            "channel_r": ("neuroid", np.asarray(fitted.model_.best_score_)),
-        },
+        {"trf": (("neuroid", "feature", "lag"), trf), "channel_r": ("neuroid", r)},
         coords={
-            "lag": ("lag", np.asarray(fitted.model_.times_), {"units": "s"}),
-            "space": ("feature", np.repeat(list(sizes), list(sizes.values()))),
+            "lag": ("lag", np.asarray(model.times_), {"units": "s"}),
+            "space": ("feature", np.repeat(list(fitted.spaces), sizes)),
             **{c: responses[c].variable for c in keep if c in responses.coords},
         },
     )
 
 
-def _longest_good(bad: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return start and stop of the longest stretch without a bad sample."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[True], bad, [True]]).astype(np.int8)))
-    if not len(edges):
-        raise SchemaError("A trial has no good sample.")
-    starts, stops = edges[::2], edges[1::2]
-    best = int(np.argmax(stops - starts))
-    return int(starts[best]), int(stops[best])
+def _stretches(good: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return start and stop of each run of good samples."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,28 @@ from brainalign.errors import ConfigError, SchemaError
 
 __all__ = ["PUBLISHED", "attention_section", "section_from_decoded"]
 
-#: Mean accuracies over subjects that are published for subject-specific decoders, by study, kind of
-#: decoder and window length (s); and minimal expected switch durations (s).
+_LINEAR = {"sampling_rate": 64.0, "space": "envelope", "tmin": 0.0, "tmax": 0.4, "n_channels": None}
+_CCA = {"space": "envelope", "sound_span": 1.2, "n_components": 10}
+#: Mean accuracies over subjects that are published for subject-specific decoders of all channels,
+#: by study, kind of decoder and window length (s); minimal expected switch durations (s); and the
+#: settings of these decoders.
 PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "fuglsang2017": {
         "reconstruction": {
             "accuracy": {1: 0.606, 2: 0.666, 5: 0.746, 10: 0.811, 20: 0.869, 40: 0.923},
             "mesd": 12.2,
+            "settings": _LINEAR,
         },
-        "cca": {"accuracy": {1: 0.602, 2: 0.649, 5: 0.721, 10: 0.774, 20: 0.832, 40: 0.835}},
+        "cca": {
+            "accuracy": {1: 0.602, 2: 0.649, 5: 0.721, 10: 0.774, 20: 0.832, 40: 0.835},
+            "settings": _CCA,
+        },
     },
     "biesmans2016": {
         "reconstruction": {
             "accuracy": {1: 0.586, 2: 0.620, 5: 0.675, 10: 0.729, 20: 0.783, 40: 0.846},
             "mesd": 18.1,
+            "settings": _LINEAR,
         },
     },
 }
@@ -76,6 +85,7 @@ _SUBJECTS_DRAWN, _CHANNELS_DRAWN = 4, 2
 _DRAWS = 2000
 #: Windows after a switch that are drawn.
 _SHOWN = 4
+_ATTRS = ("subject", "decoder", "mesd", "settings", "responsive", "seconds", "seconds_left_out")
 _LATENCY = ("latency", "latency_low", "latency_high")
 #: Fewer listeners than these say nothing of others: intervals are over their trials.
 _FEW = 5
@@ -101,9 +111,13 @@ def section_from_decoded(
     found: dict[str, dict[str, xr.Dataset]] = {}
     for path in map(Path, decoded):
         ds = read(path).load()
-        missing = [a for a in ("subject", "decoder", "mesd") if a not in ds.attrs]
+        missing = [a for a in _ATTRS if a not in ds.attrs]
         if missing or "accuracy" not in ds:
-            raise SchemaError(f"{path} holds no decoded attention.")
+            raise SchemaError(
+                f"{path} holds no decoded attention: it has no "
+                + (f"attribute {missing[0]!r}." if missing else "accuracy."),
+                "Write it by `brainalign aad-decode`.",
+            )
         found.setdefault(path.stem, {})[str(ds.attrs["subject"])] = ds
     return attention_section(found, study=study, titles=titles, seed=seed)
 
@@ -131,10 +145,7 @@ def attention_section(
     if not decoded or not all(decoded.values()):
         raise ConfigError("There is no decoded attention to describe.")
     names = {key: (titles or {}).get(key, key) for key in decoded}
-    published = {
-        key: PUBLISHED.get(study, {}).get(str(next(iter(by.values())).attrs["decoder"]), {})
-        for key, by in decoded.items()
-    }
+    published = {key: _published(study, by) for key, by in decoded.items()}
     subjects = list(dict.fromkeys(s for by in decoded.values() for s in by))
     figures = [_curves(decoded, names, published, seed)]
     if len(subjects) > 1:
@@ -176,9 +187,34 @@ def attention_section(
                 dict.fromkeys(str(ds.attrs["n_channels"]) for ds in _all(decoded))
             ),
             "Trials": f"{sum(int(ds['n_trials'].max()) for ds in listeners.values())}",
+            **_left_out(listeners),
         },
         order=46,
     )
+
+
+def _published(study: str, by: Mapping[str, xr.Dataset]) -> Mapping[str, Any]:
+    """Return what is published of a decoder, if all listeners' is that one."""
+    known = PUBLISHED.get(study, {})
+    found = [known.get(str(ds.attrs["decoder"]), {}) for ds in by.values()]
+    same = all(_is_published(ds, of) for ds, of in zip(by.values(), found, strict=True))
+    return found[0] if same else {}
+
+
+def _is_published(ds: xr.Dataset, known: Mapping[str, Any]) -> bool:
+    if not known or ds.attrs.get("split") == "subject":
+        return False
+    if json.loads(ds.attrs["responsive"]) is not None:
+        return False
+    own = {"sampling_rate": ds.attrs["sampling_rate"], **json.loads(ds.attrs["settings"])}
+    return all(own[name] == value for name, value in known["settings"].items())
+
+
+def _left_out(by: Mapping[str, xr.Dataset]) -> dict[str, str]:
+    """Say how much of the recordings took no part, if any."""
+    used, left = (sum(ds.attrs[a] for ds in by.values()) for a in ("seconds", "seconds_left_out"))
+    said = f"{left:.0f} of {used + left:.0f} s: marked as bad, or between marks and too short"
+    return {"Left out": said} if left else {}
 
 
 def _judged(
@@ -489,9 +525,8 @@ def _responses(by: Mapping[str, xr.Dataset], key: str, name: str) -> list[Figure
     for space in spaces:
         series: dict[str, tuple[NDArray, ...]] = {}
         for subject, ds in [*by.items()][:_SUBJECTS_DRAWN]:
-            best = np.argsort(-np.nan_to_num(ds["channel_r"].values), kind="stable")
             columns = ds["space"].values.astype(str) == space
-            for i in best[:_CHANNELS_DRAWN].tolist():
+            for i in _best(ds)[:_CHANNELS_DRAWN].tolist():
                 response = ds["trf"].values[i, columns].mean(axis=0)
                 series[f"{subject} {ds['neuroid_id'].values[i]}"] = _line(response)
         figures.append(
@@ -501,13 +536,23 @@ def _responses(by: Mapping[str, xr.Dataset], key: str, name: str) -> list[Figure
                 f"Temporal response functions: {name}" + (f", {space}" if len(spaces) > 1 else ""),
                 "Weights of the forward model by their delay: the response of a channel to a brief "
                 "rise of the attended talker's features, in standard deviations of both; of the "
-                f"{_CHANNELS_DRAWN} channels of each listener that are predicted best. Look at the "
-                "latency and the sign of the first peaks.",
+                f"{_CHANNELS_DRAWN} channels of each listener that are predicted best (or, with a "
+                "single penalty, that have the largest weights). Look at the latency and the sign "
+                "of the first peaks.",
                 _series_dataset(lag, series, "weight"),
                 options={"x_label": "time after the sound (ms)", "y_label": "weight"},
             )
         )
     return figures
+
+
+def _best(ds: xr.Dataset) -> NDArray[np.intp]:
+    """Order the channels that have a response function, that of the highest correlation first."""
+    strength = ds["channel_r"].values
+    if np.isnan(strength).all():
+        strength = np.square(ds["trf"].values).sum(axis=(1, 2))
+    order = np.argsort(-np.where(np.isnan(strength), -np.inf, strength), kind="stable")
+    return order[np.isfinite(ds["trf"].values[order]).all(axis=(1, 2))]
 
 
 def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
@@ -520,6 +565,8 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
         if not {"x", "y", "z"} <= set(ds.coords):
             continue
         xyz = np.stack([ds[a].values for a in "xyz"], axis=1)
+        # Channels that were not chosen have no weights, and no place on a map of them.
+        xyz[np.isnan(ds["trf"].values).any(axis=(1, 2))] = np.nan
         if not np.isfinite(xyz).all(axis=1).any():
             continue
         scalp = str(ds.attrs.get("space", "")) == "head"
@@ -531,7 +578,7 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
         )
         space = str(ds["space"].values[0])
         weights = ds["trf"].values[:, ds["space"].values.astype(str) == space].mean(axis=1)
-        lag = int(np.sqrt(np.square(weights).mean(axis=0)).argmax())
+        lag = int(np.nanmean(np.square(weights), axis=0).argmax())
         latency = f"{float(ds['lag'].values[lag]) * 1000:.0f} ms"
         shown = (
             (
@@ -554,6 +601,8 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
                 ends = ("front", "back") if view == "left" else ("back", "front")
                 axes["x_label"] = f"{ends[0]} to {ends[1]} (mm)"
             for name, title, values, attrs, caption in shown:
+                if not np.isfinite(values[rows]).any():
+                    continue
                 data = xr.Dataset(
                     {
                         "x": ("observation", at[:, 0]),

@@ -83,7 +83,10 @@ class StreamingDecoder:
         voices: NDArray[np.floating] | None = None,
     ) -> None:
         check_is_fitted(decoder)
-        if isinstance(decoder, Oracle):
+        inner = decoder
+        while hasattr(inner, "decoder_"):
+            inner = inner.decoder_
+        if isinstance(inner, Oracle):
             raise ConfigError("The oracle knows who is attended; a stream does not tell.")
         self.decoder = decoder
         self.size, self.step = window_samples(length, hop, decoder.sampling_rate_)

@@ -13,17 +13,22 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from brainalign.auditory.decoders import check_size, make_splits, windowed_correlation
+from brainalign.auditory.decoders import (
+    ALPHAS,
+    check_size,
+    edges_said_once,
+    make_splits,
+    windowed_correlation,
+)
 from brainalign.auditory.trials import ListeningTrial, content_groups
 from brainalign.data.splits import check_leak
 from brainalign.errors import ConfigError, SchemaError, UnknownNameError, near
 from brainalign.linear import AlphaEdgeWarning
 from brainalign.linear.lagged import TEST, TRAIN, LaggedRidge, TimeBlocks, delays
+from brainalign.linear.ridge import warn_edges
 
 __all__ = ["ALPHAS", "HeldOut", "held_out", "read_recordings", "response_peaks", "trf_record"]
 
-#: Penalties that are tried, on data of variance 1.
-ALPHAS = tuple(10.0**k for k in range(-1, 7))
 #: Names under which a file may hold its sampling rate.
 _RATES = ("sampling_rate", "fs", "sfreq")
 #: Share of the highest peak from which another one is reported.
@@ -186,7 +191,26 @@ def held_out(
     -------
     HeldOut
         Variants: none, then each shift. Targets: channels forward, features backward.
+
+    Warns
+    -----
+    AlphaEdgeWarning
+        Once, if many targets of the stimulus as it was are predicted with an end of the grid.
     """
+    with edges_said_once(len(roles)):
+        return _held_out(trials, target, roles, direction, tmin, tmax, alphas, shifts)
+
+
+def _held_out(
+    trials: Sequence[ListeningTrial],
+    target: str,
+    roles: Sequence[Sequence[NDArray[np.int8]]],
+    direction: str,
+    tmin: float,
+    tmax: float,
+    alphas: Sequence[float],
+    shifts: Sequence[float],
+) -> HeldOut:
     neural = [t.neural.astype(np.float32) for t in trials]
     stimuli = [
         [np.roll(s, round(share * len(s)), axis=0) for share in (0.0, *shifts)]
@@ -204,16 +228,22 @@ def held_out(
             jobs = [(_spanned(y, train), together)]
         else:
             jobs = [(own, y) for own in x]
-        r, alpha = [], []
+        r: list[list[NDArray[np.float64]]] = []
+        alpha = []
         for source, response in jobs:
             model = LaggedRidge(
                 tmin, tmax, trials[0].sampling_rate, alphas=alphas, cv=TimeBlocks(3),
                 direction=direction, metric="r", device="cpu",
             )  # fmt: skip
             with warnings.catch_warnings():
-                # Of stimuli without a relation to the recording, and `alphas` tells of the others.
+                # Stimuli without a relation to the recording belong at an end.
                 warnings.simplefilter("ignore", AlphaEdgeWarning)
                 model.fit(source, response, rows=train)
+            if not r and hasattr(model, "best_score_"):
+                own = slice(len(model.alpha_) * len(jobs) // n_variants)
+                best, grid = model.best_score_[own], np.asarray(alphas)
+                place = np.abs(grid[:, None] - model.alpha_[own]).argmin(axis=0)
+                warn_edges(place, best * np.abs(best), grid)
             r.append(
                 [
                     windowed_correlation(p[role == TEST], m[role == TEST])

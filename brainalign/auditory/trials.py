@@ -36,6 +36,8 @@ class ListeningTrial:
         Of the trial and of the listener.
     voices : ndarray, shape (n_talkers, n_dimensions), optional
         What tells the talkers' voices apart, such as x-vectors.
+    offset : int
+        Number of the first sample in the trial that this one was cut from.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class ListeningTrial:
     name: str = ""
     subject: str = ""
     voices: NDArray[np.floating] | None = field(default=None)
+    offset: int = 0
 
     def __post_init__(self) -> None:
         where = f"Trial {self.name!r}"
@@ -116,7 +119,7 @@ class ListeningTrial:
         return self.space(name)[self.attended, np.arange(len(self.attended))]
 
     def cut(self, start: int, stop: int) -> ListeningTrial:
-        """Return the samples start .. stop - 1 as a trial of the same name."""
+        """Return the samples start .. stop - 1 as a trial of the same name, with their `offset`."""
         return ListeningTrial(
             self.neural[start:stop],
             {name: f[:, start:stop] for name, f in self.features.items()},
@@ -125,6 +128,7 @@ class ListeningTrial:
             self.name,
             self.subject,
             self.voices,
+            self.offset + start,
         )
 
 
@@ -207,7 +211,9 @@ def listening_trials(
     return trials
 
 
-def content_groups(trials: Sequence[ListeningTrial], *, seconds: float = 1.0) -> NDArray[np.str_]:
+def content_groups(
+    trials: Sequence[ListeningTrial], *, seconds: float = 1.0, whole: bool = False
+) -> NDArray[np.str_]:
     """Name what must not be divided: trials that share a stretch of sound or of recording.
 
     Stretches are compared bit by bit at every offset, so that overlapping windows of one trial, and
@@ -220,6 +226,8 @@ def content_groups(trials: Sequence[ListeningTrial], *, seconds: float = 1.0) ->
         Whole trials, or windows of them.
     seconds : float
         Shortest stretch that counts.
+    whole : bool
+        Whether pieces of one trial, by its name and listener, must not be divided either.
 
     Returns
     -------
@@ -240,12 +248,19 @@ def content_groups(trials: Sequence[ListeningTrial], *, seconds: float = 1.0) ->
     order = np.argsort(key, kind="stable")
     key, owner = key[order], owner[order]
     same = np.flatnonzero(key[1:] == key[:-1])
-    links = coo_array(
-        (np.ones(len(same)), (owner[same], owner[same + 1])), shape=(len(trials), len(trials))
-    )
+    one, other = owner[same], owner[same + 1]
+    if whole:
+        _, first, place = np.unique(trial_labels(trials), return_index=True, return_inverse=True)
+        one, other = np.append(one, np.arange(len(trials))), np.append(other, first[place])
+    links = coo_array((np.ones(len(one)), (one, other)), shape=(len(trials), len(trials)))
     _, group = connected_components(links, directed=False)
-    first = [int(np.flatnonzero(group == g)[0]) for g in range(int(group.max()) + 1)]
-    return np.array([f"{trials[first[g]].name or 'trial'}#{first[g]}" for g in group])
+    leader = [int(np.flatnonzero(group == g)[0]) for g in range(int(group.max()) + 1)]
+    return np.array([f"{trials[leader[g]].name or 'trial'}#{leader[g]}" for g in group])
+
+
+def trial_labels(trials: Sequence[ListeningTrial]) -> NDArray[np.str_]:
+    """Return one label for all pieces of a trial of a listener; without a name each has its own."""
+    return np.array([f"{t.subject}/{t.name}" if t.name else f"#{i}" for i, t in enumerate(trials)])
 
 
 def _stretches(values: NDArray[np.floating], length: int) -> NDArray[np.uint64]:

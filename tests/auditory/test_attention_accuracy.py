@@ -70,6 +70,34 @@ def test_switch_duration_is_the_chain_s(p):
     assert holds(n) and (n == 5 or not holds(n - 1))
 
 
+@pytest.mark.parametrize(("confidence", "comfort"), [(0.8, 0.65), (0.7, 0.31), (0.9, 0.9)])
+def test_the_states_are_the_fewest(confidence, comfort):
+    """As by trying one number after the other, in the paper's words."""
+    for p in np.concatenate([0.5 + np.geomspace(1e-3, 0.1, 25), np.linspace(0.61, 0.99, 25)]):
+        r, n = p / (1 - p), 5
+        while True:
+            inside = np.logaddexp(n * np.log(r) + np.log(1 - confidence), np.log(confidence))
+            if (math.floor(inside / np.log(r) + 1) - 1) / (n - 1) >= comfort:
+                break
+            n += 1
+        found = expected_switch_duration(1.0, p, confidence=confidence, comfort=comfort)
+        assert found[1] == n
+        i = np.arange(1, found[2])
+        h = (found[2] - i) / (2 * p - 1) + p * (r ** -float(found[2]) - r**-i) / (2 * p - 1) ** 2
+        assert found[0] == pytest.approx((r**-i * h).sum() / (r**-i).sum(), rel=1e-8)
+
+
+def test_switch_duration_next_to_chance():
+    """States grow as the inverse of the distance from one half, seconds as its square."""
+    near = mesd([1, 2], [0.4999, 0.5001])
+    assert (near.length, near.accuracy) == (2, 0.5001)
+    one, ten = (expected_switch_duration(1.0, 0.5 + d) for d in (1e-7, 1e-6))
+    assert one[1] == pytest.approx(10 * ten[1], rel=1e-5)
+    assert one[0] == pytest.approx(100 * ten[0], rel=1e-4)
+    assert 1e25 < mesd([1, 2], [0.5, 0.5000000000000002]).duration < math.inf
+    assert mesd([1, 2], [0.5, np.nextafter(0.5, 1)]).n_states > 2**52
+
+
 def test_mesd_is_the_minimum_over_the_curve():
     one = mesd([4.0], [0.8])
     assert one.duration == pytest.approx(4 * 5485 / 1344) and (one.n_states, one.target) == (5, 4)
@@ -186,6 +214,13 @@ def test_switches_are_followed():
         switch_curve(scores, trials[:1])
     with pytest.raises(SchemaError, match="shorter hop"):
         switch_curve(scores.isel(window=slice(None, None, 2)), trials)
+    # The windows after the switch of one trial are missing: only the other one is judged.
+    start = scores["start"].values
+    marked = (np.arange(30) >= 15) & (start > 6) & (start < 9)
+    part = switch_curve(scores.isel(window=~marked), trials)
+    assert part["latency"] == 3 and part["n_switches"] == 1 and part["followed"] == 1
+    marked = (start > 6) & (start < 9)
+    assert switch_curve(scores.isel(window=~marked), trials).sizes["length"] == 0
     # Attention stays for 8 s: too short to follow windows of 5 s, and to hold.
     longer = switch_curve(scores.assign_coords(length=scores["length"] + 3), trials)
     assert longer.sizes == {"length": 0, "since": 0}

@@ -14,6 +14,7 @@ from brainalign.auditory.decoders import (
     TalkerCluster,
 )
 from brainalign.auditory.evaluation import switch_latency
+from brainalign.auditory.experiment import ResponsiveDecoder
 from brainalign.auditory.listener import SimulatedListener, switching
 from brainalign.auditory.streaming import StreamingDecoder
 from brainalign.errors import ConfigError, SchemaError
@@ -117,8 +118,13 @@ def test_switch_latency_is_half_a_window_and_the_delay(length, training):
 
 def test_what_a_stream_refuses(training):
     decoder = DECODERS["forward"].fit(training)
-    with pytest.raises(ConfigError, match="oracle"):
-        StreamingDecoder(Oracle().fit(training), 2.0)
+    for oracle in (
+        Oracle(),
+        ResponsiveDecoder(Oracle()),
+        ResponsiveDecoder(ResponsiveDecoder(Oracle())),
+    ):
+        with pytest.raises(ConfigError, match="oracle"):
+            StreamingDecoder(oracle.fit(training), 2.0)
     with pytest.raises(ConfigError, match="longer than the window"):
         StreamingDecoder(decoder, 2.0, hop=3.0)
     stream = StreamingDecoder(decoder, 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,12 +10,14 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import xarray as xr
 
+from brainalign.auditory import decoders, experiment
 from brainalign.auditory.experiment import (
     ResponsiveDecoder,
     decode,
@@ -23,7 +26,7 @@ from brainalign.auditory.experiment import (
     simulate_listening,
 )
 from brainalign.auditory.sections import PUBLISHED, attention_section, section_from_decoded
-from brainalign.auditory.trials import listening_trials
+from brainalign.auditory.trials import content_groups, listening_trials
 from brainalign.cli import _parser, main
 from brainalign.config import read_config, validate_config, workflow_root
 from brainalign.data.schema import validate
@@ -100,18 +103,105 @@ def test_responsive_channels_are_chosen_within_the_training_trials(listened):
     changed = replace(trials[5], neural=trials[5].neural * [1, 1, 1, 1, 9, 9])
     np.testing.assert_array_equal(fitted.score_windows([changed], 5.0)["score"], own)
     found = decode(*listened, "forward", responsive={"max_lag": 0.3}, lengths=(10,), repeated=True)
-    assert found["accuracy"].values[0] > found["chance_high"].values[0] and "trf" not in found
+    assert found["accuracy"].values[0] > found["chance_high"].values[0]
+    # The others have no response function, and no place on the maps.
+    assert (
+        np.isfinite(found["trf"]).all(["feature", "lag"]).values.tolist()
+        == [True] * 4 + [False] * 2
+    )
+    assert (found["channel_r"][:4] > 0.3).all() and np.isnan(found["channel_r"][4:]).all()
+    *_, responses, heard, weights = attention_section({"forward": {"s1": found}}).figures
+    names = [f"s1 {n}" for n in found["neuroid_id"].values[:4]]
+    assert set(responses.data["series"].values) < set(names)
+    for figure in (heard, weights):
+        assert figure.data.sizes["observation"] == 4 and np.isfinite(figure.data["value"]).all()
 
 
-def test_bad_samples_take_no_part(listened):
+def test_one_penalty_leaves_channels_without_a_correlation(listened):
+    found = decode(*listened, "forward", {"alphas": 100.0}, lengths=(10,), repeated=True)
+    assert np.isfinite(found["trf"]).all() and np.isnan(found["channel_r"]).all()
+    figures = attention_section({"forward": {"s1": found}}).figures
+    assert [f.id for f in figures[-2:]] == ["responses-forward", "weights-forward-s1-left"]
+    # Those with the largest weights are drawn.
+    power = np.square(found["trf"].values).sum(axis=(1, 2))
+    assert (
+        figures[-2].data["series"].values[0] == f"s1 {found['neuroid_id'].values[power.argmax()]}"
+    )
+
+
+def test_bad_samples_take_no_part(listened, monkeypatch):
+    """Trials are cut at marks, into pieces that stay on one side of every split."""
     responses, features = listened
     bad = np.zeros(responses.sizes["time"], dtype=bool)
-    bad[100:120] = True
-    found = decode(
-        responses.assign_coords(bad=("time", bad)), features, "oracle", lengths=(1,), repeated=True
+    bad[100:120] = bad[140:150] = True
+    bad[640 + 600 : 1280] = True
+    seen = []
+
+    def watched(decoder, trials, *args, splits, **options):
+        seen[:] = [trials, splits]
+        return decoders.cross_validate(decoder, trials, *args, splits=splits, **options)
+
+    monkeypatch.setattr(
+        experiment, "decoders", SimpleNamespace(**{**vars(decoders), "cross_validate": watched})
     )
-    # Of the first trial the 520 good samples after the mark are left.
-    assert np.sum(found["trial"] == "0") == 16 and np.sum(found["trial"] == "1") == 20
+    marked = responses.assign_coords(bad=("time", bad))
+    found = decode(marked, features, "oracle", lengths=(1, 10), repeated=True)
+    trials, splits = seen
+    assert [(t.name, t.offset, len(t.neural)) for t in trials[:4]] == [
+        ("0", 0, 100), ("0", 150, 490), ("1", 0, 600), ("2", 0, 640)
+    ]  # fmt: skip
+    assert not any(
+        np.concatenate([bad[t.offset + 640 * int(t.name) :][: len(t.neural)] for t in trials])
+    )
+    assert [test.tolist() for _, test in splits] == [[0, 1], [2], [3], [4], [5], [6]]
+    assert all({trials[i].name for i in a}.isdisjoint(trials[i].name for i in b) for a, b in splits)
+    own = found["window_length"] == 1
+    assert [int(np.sum(own & (found["trial"] == k))) for k in "012"] == [3 + 15, 18, 20]
+    starts = found["start"].values[own & (found["trial"] == "0")]
+    assert starts.tolist() == [0, 1, 2, *(150 / RATE + np.arange(15))]
+    assert found["n_windows"].values.tolist() == [116, 10]
+    assert found["n_trials"].values.tolist() == [6, 6]
+    # The 20 samples between two marks hold no window.
+    assert found.attrs["seconds_left_out"] == 90 / RATE
+    assert found.attrs["seconds"] == (3840 - 90) / RATE
+    facts = attention_section({"oracle": {"s1": found}}).facts
+    assert facts["Left out"].startswith("3 of 120 s: marked")
+    # Nor is a choice among training trials made between pieces of one of them.
+    whole = content_groups(trials, whole=True)
+    assert whole[0] == whole[1] and len(set(content_groups(trials))) >= len(set(whole))
+    # A trial without a piece that is long enough is left out.
+    bad[640 * 3 : 640 * 4 : 100] = True
+    marked = responses.assign_coords(bad=("time", bad))
+    found = decode(marked, features, "oracle", lengths=(5,), repeated=True)
+    assert found["n_trials"].values.tolist() == [5] and "3" not in found["trial"].values
+    assert found.attrs["seconds_left_out"] == (150 + 40 + 640) / RATE
+    stimuli = marked.assign_coords(
+        stimulus_id=("time", np.array(list("aabcdd"))[responses["run"].values])
+    )
+    decode(stimuli, features, "oracle", lengths=(5,), split="stimulus", repeated=True)
+    assert sorted(test.tolist() for _, test in seen[1]) == [[0, 1], [2], [3, 4]]
+    bad[:] = True
+    with pytest.raises(SchemaError, match="No trial has 5 s, .* 100% of the samples"):
+        decode(responses.assign_coords(bad=("time", bad)), features, "oracle", lengths=(5,))
+
+
+def test_a_decoder_chooses_between_whole_trials(listened):
+    """Pieces of one trial are in one fold of the penalty's choice."""
+    trials = listening_trials(*listened)
+    pieces = [t.cut(a, b) for t in trials[:3] for a, b in ((0, 300), (310, 640))]
+    found = decoders._folds(None, pieces)
+    assert sorted(test.tolist() for _, test in found) == [[0, 1], [2, 3], [4, 5]]
+    assert decoders._folds(None, trials) is None and decoders._folds(3, pieces) == 3
+    fitted = make_decoder("reconstruction", {"alphas": (1e2, 1e3)}).fit(pieces)
+    given = make_decoder("reconstruction", {"alphas": (1e2, 1e3), "cv": found}).fit(pieces)
+    np.testing.assert_array_equal(fitted.model_.cv_scores_, given.model_.cv_scores_)
+
+
+def test_one_talker_cannot_be_decoded(listened):
+    responses, features = listened
+    alone = features.isel(feature=np.flatnonzero(features["talker"] == 0))
+    with pytest.raises(SchemaError, match="of one talker.*\n?.*brainalign trf"):
+        decode(responses.assign_coords(attended=responses["attended"] * 0), alone)
 
 
 def test_stimuli_can_be_left_out_together(listened):
@@ -243,15 +333,39 @@ def test_section(decoded, tmp_path):
         section_from_decoded([tmp_path / "else.nc"])
 
 
-def test_published_means_stand_beside(decoded):
-    ds = decoded["oracle"].assign_attrs(decoder="reconstruction", space="head")
-    section = attention_section({"linear": {"S1": ds}}, study="fuglsang2017")
+def published(ds, **attrs):
+    """Show a section of one decoder of the DTU recordings; return what is published beside it."""
+    section = attention_section({"linear": {"S1": ds.assign_attrs(attrs)}}, study="fuglsang2017")
     curve = section.figures[0].data
-    shown = curve["value"].sel(series="linear, published mean")
+    shown = "linear, published mean" in curve["series"].values
+    assert shown == section.summary[0].reference.startswith("published mean")
+    return section if shown else None
+
+
+def test_published_means_stand_beside(listened):
+    """Beside the decoder that was published, and no other."""
+    settings = {"alphas": 100.0}
+    at_64 = [ds.assign_attrs(sampling_rate=64.0) for ds in listened]
+    ds = decode(*at_64, "reconstruction", settings, lengths=(1, 5), repeated=True)
+    section = published(ds)
     known = PUBLISHED["fuglsang2017"]["reconstruction"]["accuracy"]
-    assert shown.values.tolist() == [known[1], known[5], known[10]]
+    shown = section.figures[0].data["value"].sel(series="linear, published mean")
+    assert shown.values.tolist() == [known[1], known[5]]
     assert section.summary[0].reference == "published mean 0.746"
     assert section.figures[1].options["reference_lines"][0]["value"] == 12.2
+    assert published(ds, split="stimulus")
+    assert not published(ds, split="subject") and not published(ds, responsive="{}")
+    assert not published(ds, sampling_rate=32.0)
+    for other in ({"tmax": 0.25}, {"space": "mel"}, {"n_channels": 2}):
+        changed = {**json.loads(ds.attrs["settings"]), **other}
+        assert not published(ds, settings=json.dumps(changed))
+    cca = json.dumps(make_decoder("cca").get_params())
+    assert published(ds, decoder="cca", settings=cca).summary[0].reference == "published mean 0.721"
+    assert not published(ds, decoder="forward")
+    # Of listeners who were decoded differently there is no common reference.
+    both = {"S1": ds, "S2": ds.assign_attrs(split="subject")}
+    section = attention_section({"linear": both}, study="fuglsang2017")
+    assert section.summary[0].reference == "guessing 0.500"
 
 
 def test_maps_of_a_scalp(decoded):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 from paced_speech import paced
 
 from brainalign.auditory.listener import SimulatedListener
-from brainalign.auditory.trf import held_out, response_peaks, trf_record
+from brainalign.auditory.trf import (
+    ALPHAS,
+    held_out,
+    read_recordings,
+    response_peaks,
+    trf_record,
+)
 from brainalign.cli import main
-from brainalign.linear import TimeBlocks
+from brainalign.linear import AlphaEdgeWarning, TimeBlocks
 
 RATE = 64
 
@@ -44,6 +51,26 @@ def test_a_real_listener(dtu, capsys):
     assert all(0 < peak["latency"] < 0.4 for peak in forward["peaks"]) and forward["peaks"]
 
 
+def test_penalties_are_chosen_for_a_real_listener(dtu):
+    """With the whole grid: a decoder's penalty lies within it, and no channel asks for more."""
+    trials = read_recordings(dtu, "envelope")
+    roles = TimeBlocks(5).roles([len(t.neural) for t in trials], 26, RATE)
+    shifts = [k / 10 for k in range(1, 10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AlphaEdgeWarning)
+        backward = held_out(trials, "envelope", roles[:1], direction="backward", shifts=shifts)
+        forward = held_out(trials, "envelope", roles, direction="forward", shifts=shifts[::3])
+    own, *null = backward.mean()[:, 0]
+    assert own > 0.2 and max(null) < 0.08 and abs(np.mean(null)) < 0.04
+    assert ALPHAS[0] < backward.alpha[0, 0, 0] < ALPHAS[-1]
+    own, *null = forward.mean().mean(axis=1)
+    assert own > 0.04 and max(null) < 0.02
+    # Penalties at the ends are those of channels that are hardly predicted whatever they are.
+    r = np.nanmean(forward.r[:, :, 0], axis=1)
+    end = np.isin(forward.alpha[:, 0], [ALPHAS[0], ALPHAS[-1]])
+    assert r[end].mean() < 0.7 * r[~end].mean()
+
+
 def test_one_envelope_in_all_trials_trips_the_leak_check(dtu, capsys):
     status, said = run(capsys, *dtu, "--split", "trial")
     assert status == 2 and "both the train and the test side" in said
@@ -71,6 +98,19 @@ def test_a_simulated_listener(simulated, split):
     first, second = found["forward"]["peaks"][:2]
     assert first["latency"] == pytest.approx(0.1, abs=1.5 / RATE) and first["weight"] > 0
     assert second["latency"] == pytest.approx(0.2, abs=2.5 / RATE) and second["weight"] < 0
+
+
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_a_grid_that_ends_too_soon_is_told(simulated, direction):
+    """Of the stimulus as it was, once for all folds."""
+    roles = TimeBlocks(3).roles([RATE * 20] * 5, 26, RATE)
+    options = {"direction": direction, "shifts": [0.3, 0.6]}
+    with pytest.warns(AlphaEdgeWarning, match="In 3 fits 3 times, .* the upper end") as told:
+        held_out(simulated, "envelope", roles, alphas=[1e-3, 1e-2], **options)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AlphaEdgeWarning)
+        held_out(simulated, "envelope", roles, **options)
 
 
 def test_a_leak_can_be_allowed_and_is_told(simulated):
