@@ -147,6 +147,31 @@ def test_talkers_are_told_by_the_voice_alone(mel_trials):
         TalkerCluster(4).fit(bare)
 
 
+def test_eight_clusters_of_voices():
+    """Sixteen talkers in eight kinds of voice, as many clusters as published: they are found."""
+    rng = np.random.default_rng(0)
+    kinds = np.exp(np.random.default_rng(4).standard_normal((8, BANDS)))
+    voices = np.repeat(kinds, 2, axis=0) * np.exp(0.05 * rng.standard_normal((16, BANDS)))
+    listener = SimulatedListener(
+        10, RATE, space="mel", tuning=0.5, unattended=0.2, exponent=0.5, snr_db=-3,
+        centre=voices.mean(axis=0) * np.exp(0.125), scale=voices.mean(axis=0),
+    )  # fmt: skip
+    trials = []
+    for i in range(64):
+        who = rng.permutation(16)[:2]
+        bands = np.exp(0.5 * paced((2, RATE * 12, BANDS), rng, RATE)) * voices[who][:, None]
+        trials.append(
+            listener.listen({"mel": bands}, i % 2, name=str(i), voices=np.log(voices[who]))
+        )
+    decoder = TalkerCluster(8, hidden=16, epochs=8, learning_rate=1e-2, stride=8).fit(trials[:48])
+    near = ((np.log(voices)[:, None] - decoder.centres_) ** 2).sum(axis=2).argmin(axis=1)
+    # A cluster for each kind, in which its two talkers meet.
+    assert (near[::2] == near[1::2]).all() and len(set(near)) == 8
+    found = accuracy_curve(decoder.score_windows(trials[48:], 4)).isel(length=0)
+    assert found["n_windows"] == 48 and found["low"] > found["chance_high"]
+    assert decoder.losses_[-1] < 0.8 * np.log(8)
+
+
 @pytest.mark.parametrize("name", ["envelope", "mel", "forward", "cca", "talkers", "oracle"])
 def test_one_interface(name, mel_trials):
     from sklearn.base import clone
