@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from paced_speech import paced
+from scipy.stats import norm
 
 from brainalign.auditory import decoders as module
 from brainalign.auditory.decoders import (
@@ -18,7 +19,12 @@ from brainalign.auditory.decoders import (
     cross_validate,
     make_splits,
 )
-from brainalign.auditory.evaluation import accuracy_curve, effective_samples, expected_accuracy
+from brainalign.auditory.evaluation import (
+    accuracy_curve,
+    correlation_of_correlations,
+    effective_samples,
+    expected_accuracy,
+)
 from brainalign.auditory.listener import SimulatedListener, switching
 from brainalign.auditory.trials import content_groups
 from brainalign.errors import ConfigError, LeakError, SchemaError
@@ -97,6 +103,53 @@ def test_accuracy_follows_the_analytic_curve():
     assert 0.6 < expected[0] < 0.8 and expected[-1] > 0.95
     assert found["accuracy"].values == pytest.approx(expected, abs=0.035)
     assert (found["low"] <= found["accuracy"]).all() and (found["accuracy"] <= found["high"]).all()
+
+
+@pytest.mark.parametrize("name", ["mel", "forward"])
+def test_means_of_correlations_follow_the_analytic_curve(name):
+    r"""Of bands or channels that are independent: D = sum w dz, var D = sum w^2 2 (1 - c) / (N - 3).
+
+    Noise is white, since a window does not see the slow part of the recording that correlations
+    over long stretches have in them.
+    """
+    rng = np.random.default_rng(1)
+    listener = SimulatedListener(
+        8, RATE, space="mel", tuning=0.1, snr_db=-22, unattended=0.3, exponent=0.0
+    )
+    trials = [
+        listener.listen({"mel": paced((2, RATE * 200, 3), rng, RATE)}, i % 2, name=str(i))
+        for i in range(24)
+    ]
+    alphas = (*ALPHAS, 1e6)
+    decoder = {
+        "mel": StimulusReconstruction("mel", alphas=alphas),
+        "forward": ForwardResponse(["mel"], alphas=alphas),
+    }[name].fit(trials[:6])
+    rest, lengths = trials[6:], np.array([1, 2, 5, 10, 20])
+    scores = xr.concat([decoder.score_windows(rest, w) for w in lengths], "window")
+    found = accuracy_curve(scores)["accuracy"].values
+    r, share = [], []
+    for trial in rest:
+        neural, talkers = decoder.project(trial)
+        own, other = talkers[trial.attended[0]], talkers[1 - trial.attended[0]]
+        columns = range(neural.shape[1])
+        r.append(
+            [
+                np.corrcoef([neural[:, k], own[:, k], other[:, k]])[[0, 0, 1], [1, 2, 2]]
+                for k in columns
+            ]
+        )
+        share.append(
+            [effective_samples(neural[:, k], own[:, k], max_lag=2 * RATE) for k in columns]
+        )
+    attended, unattended, between = np.mean(r, axis=0).T
+    weights = getattr(decoder, "weights_", np.ones(len(attended)))
+    n = np.mean(share, axis=0) / len(trial.neural) * RATE * lengths[:, None]
+    dz = np.arctanh(attended) - np.arctanh(unattended)
+    variance = 2 * (1 - correlation_of_correlations(attended, unattended, between)) / (n - 3)
+    expected = norm.cdf(dz @ weights / np.sqrt(variance @ weights**2))
+    assert 0.6 < expected[0] < 0.8 and expected[-1] > 0.95
+    assert found == pytest.approx(expected, abs=0.035)
 
 
 def test_decoders_rank_as_simulated(mel_trials):
