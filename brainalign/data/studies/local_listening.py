@@ -144,13 +144,14 @@ def _trials(
     rate = float(recording.attrs["sampling_rate"])
     run = recording["run"].values
     rows, found, labels = [], [], []
-    taken = np.zeros(len(run), dtype=bool)
+    taken: NDArray[np.bool_] = np.zeros(len(run), dtype=bool)
     for event in played.sort_values(["run", "onset"]).to_dict("records"):
         where = f"{subject}, run {event['run']}, the event at {event['onset']} s"
         files = {name: str(event[column]) for name, column in talkers.items()}
         heard = [sounds[file] for file in files.values()]
         shortest = min(len(x) / r for x, r in heard)
-        lasts = pd.to_numeric(event.get("duration"), errors="coerce")
+        given: Any = event.get("duration", np.nan)
+        lasts = pd.to_numeric(given, errors="coerce")
         seconds = float(lasts) if lasts > 0 else shortest
         own = np.flatnonzero(run == event["run"])
         start, n = round(float(event["onset"]) * rate), int(seconds * rate + 1e-6)
