@@ -608,23 +608,61 @@ def _aad_accuracy(args: argparse.Namespace) -> int:
 
 
 def _trf(args: argparse.Namespace) -> int:
-    from brainalign.auditory.trf import ALPHAS, read_recordings, trf_record
+    from brainalign.auditory.trf import ALPHAS, read_recordings, trf_models, with_channels
+    from brainalign.auditory.trials import listening_trials
+    from brainalign.data.store import provenance, read, write
 
-    trials = read_recordings(
-        args.files, args.target, recording=args.recording, sampling_rate=args.rate
-    )
-    record = trf_record(
-        trials,
-        args.target,
-        split=args.split,
-        n_folds=args.folds,
-        tmin=args.delays[0],
-        tmax=args.delays[1],
-        alphas=args.alphas or ALPHAS,
-        n_shifts=args.shifts,
-        allow_leak=args.allow_leak,
-    )
+    settings: dict[str, Any] = {
+        "split": args.split,
+        "n_folds": args.folds,
+        "tmin": args.delays[0],
+        "tmax": args.delays[1],
+        "alphas": args.alphas or ALPHAS,
+        "n_shifts": args.shifts,
+        "allow_leak": args.allow_leak,
+    }
+    prepared = [f for f in args.files if f.is_dir()]
+    if prepared and len(args.files) > 1:
+        raise ConfigError(
+            f"{prepared[0]} is the recording of a listener; it stands alone.",
+            "Several listeners are several calls.",
+        )
+    if args.out is not None and not prepared:
+        raise ConfigError(
+            "--out needs a recording from `brainalign aad-prepare`, which knows its channels.",
+            "Prepare the recording, or leave --out away.",
+        )
+    if prepared:
+        responses = read(prepared[0] / "responses.zarr", "responses")
+        trials = listening_trials(responses, read(prepared[0] / "features.zarr", "features"))
+        if "bad" in responses.coords:
+            run, bad = responses["run"].values, responses["bad"].values.astype(bool)
+            settings["bad"] = [bad[run == r] for r in dict.fromkeys(run.tolist())]
+    else:
+        trials = read_recordings(
+            args.files, args.target, recording=args.recording, sampling_rate=args.rate
+        )
+    record, models = trf_models(trials, args.target, **settings)
+    if args.out is not None:
+        about = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+        write(
+            with_channels(models, responses, record), args.out, None,
+            provenance=provenance(config=about, seed=args.seed),
+        )  # fmt: skip
     print(json.dumps(record, indent=1))
+    return 0
+
+
+def _trf_section(args: argparse.Namespace) -> int:
+    from brainalign.auditory.sections import section_from_responses
+    from brainalign.data.section import write_section
+    from brainalign.data.store import provenance
+
+    section = section_from_responses(args.fitted)
+    section.id = args.id or section.id
+    section.title = args.title or section.title
+    record = {k: str(v) for k, v in vars(args).items() if k not in ("run", "debug")}
+    write_section(section, args.out, provenance=provenance(config=record, seed=args.seed))
     return 0
 
 
@@ -881,6 +919,7 @@ def _aad_prepare(args: argparse.Namespace) -> int:
     from brainalign.auditory import experiment
     from brainalign.data import studies
     from brainalign.data.store import atomic_dir, provenance, write
+    from brainalign.data.studies import local_listening
 
     _use_data_home(args.data)
     parameters = dict(args.parameters)
@@ -898,10 +937,11 @@ def _aad_prepare(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         ready = {k: parameters.pop(k, None) for k in ("preprocessing", "sound_rate")}
-        module = studies.get(args.study)
-        _check_parameters(module.load, parameters, {"subjects"})
+        own = args.study == "bids_listening"
+        load = local_listening.load if own else studies.get(args.study).load
+        _check_parameters(load, parameters, {"subjects"})
         responses, features = experiment.prepare(
-            module.load(subjects=[args.subject], **parameters),
+            load(subjects=[args.subject], **parameters),
             args.subject,
             spaces=args.spaces,
             rate=args.rate,
@@ -1077,7 +1117,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--parameters", type=json.loads, default={}, help="of the loader, as JSON")
 
     p = command("aad-prepare", _aad_prepare, "recording and talkers of a listener, for decoders")
-    p.add_argument("study", help="name of a study of listening, or listener to simulate one")
+    p.add_argument(
+        "study", help="a study of listening, bids_listening for one's own, listener to simulate one"
+    )
     p.add_argument("--subject", required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--data", type=Path, help="folder for studies; default: the cache folder")
@@ -1395,7 +1437,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--bootstraps", type=int, default=1000, help="draws of trials; 0: no intervals")
 
     p = command("trf", _trf, "fit and score temporal response functions and stimulus decoders")
-    p.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".npz, a trial each")
+    p.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE",
+        help=".npz, a trial each; or one output of `aad-prepare`",
+    )  # fmt: skip
+    p.add_argument("--out", type=Path, help="NetCDF file for the models of a prepared recording")
     p.add_argument("--target", default="envelope", help="array of the feature that was heard")
     p.add_argument("--recording", help="array of the recording; default: the only other one")
     p.add_argument("--rate", type=float, default=64.0, help="Hz, where a file does not say")
@@ -1410,6 +1456,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--allow-leak", action="store_true", help="hold out trials that share their stimulus"
     )
+
+    p = command("trf-section", _trf_section, "describe response functions for the report")
+    p.add_argument("fitted", type=Path, nargs="+", help="outputs of `trf --out`")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--id")
+    p.add_argument("--title")
 
     p = command(
         "channel-experiment", _channel_experiment, "write a masking experiment for people to open"

@@ -22,9 +22,15 @@ __all__ = [
 ]
 
 
-#: Loaders that fetch nothing, and those of people who listen.
-UNFETCHED = ("simulated", "bids")
-LISTENING = ("listener", "biesmans2016", "fuglsang2017")
+#: Loaders that fetch nothing, and those of people who listen, with the analyses that they allow.
+UNFETCHED = ("simulated", "bids", "bids_listening")
+LISTENING = {
+    "listener": ("attention", "trf"),
+    "biesmans2016": ("attention", "trf"),
+    "fuglsang2017": ("attention", "trf"),
+    "zada2025": ("trf",),
+    "bids_listening": ("attention", "trf"),
+}
 
 
 def workflow_root() -> Path:
@@ -183,24 +189,44 @@ def validate_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_listening(config: dict[str, Any]) -> None:
-    """Refuse attention studies that cannot be decoded; fill in the titles of decoders."""
+    """Refuse studies of listening that cannot be analysed; fill in the titles of decoders."""
+    ours = {a for allowed in LISTENING.values() for a in allowed}
     for name, study in config["studies"].items():
-        listens = study["loader"] in LISTENING
-        if listens != ("attention" in study["analyses"]) or (
-            listens and len(study["analyses"]) > 1
-        ):
+        allowed = LISTENING.get(study["loader"], ())
+        wrong = [
+            a
+            for a in study["analyses"]
+            if a not in allowed and (a in ours or study["loader"] in LISTENING)
+        ]
+        if wrong or (allowed and not study["analyses"]):
+            by = [loader for loader, a in LISTENING.items() if wrong and wrong[0] in a]
             raise ConfigError(
                 f"The study {name!r} has the loader {study['loader']!r} and the analyses "
-                f"{', '.join(study['analyses'])}.",
-                f"The analysis attention is for the loaders {', '.join(LISTENING)}, and the only "
-                "one for them.",
+                f"{', '.join(study['analyses']) or 'none'}.",
+                f"The analysis {wrong[0]} is for the loaders {', '.join(by)}."
+                if by
+                else f"Analyses of this loader: {', '.join(allowed)}.",
             )
-        if not listens:
+        if not allowed:
             continue
         if "listening" not in config:
             raise ConfigError(
-                f"The study {name!r} has the analysis attention, but there is no key listening.",
-                "Name the decoders there.",
+                f"The study {name!r} is of listening, but there is no key listening.",
+                "Name the decoders there, or the features of response functions.",
+            )
+        if "attention" in study["analyses"] and not config["listening"]["decoders"]:
+            raise ConfigError(
+                f"The study {name!r} has the analysis attention, but listening has no decoders.",
+                "Name them under listening.decoders.",
+            )
+        lacking = [
+            target
+            for target in config["listening"]["trf"]["targets"]
+            if "trf" in study["analyses"] and target not in config["listening"]["spaces"]
+        ]
+        if lacking:
+            raise ConfigError(
+                f"listening.trf.targets has {lacking[0]!r}, which is not among listening.spaces."
             )
         if "subjects" not in study:
             raise ConfigError(f"The study {name!r} needs its subjects by name.")
@@ -213,6 +239,7 @@ def _check_listening(config: dict[str, Any]) -> None:
     for key, decoder in listening["decoders"].items():
         decoder.setdefault("title", key)
         decoder.setdefault("split", listening["split"])
+        decoder.setdefault("repeated", listening["repeated"])
         alone = [
             name
             for name, study in config["studies"].items()

@@ -1,13 +1,17 @@
-# Who is listened to: recordings of people who attend one of several talkers, decoders of attention, a section of each study.
+# Recordings of people who listen: decoders of whom they attend to, response functions to what they hear, a section of each.
 
 LISTENING = config.get("listening", {})
 DECODERS = LISTENING.get("decoders", {})
-LISTENED = [s for s in STUDIES if "attention" in STUDIES[s]["analyses"]]
+LISTENED = [s for s in STUDIES if {"attention", "trf"} & set(STUDIES[s]["analyses"])]
 
 
 rule listening:
     input:
-        OUT + "/studies/{study}/fetched.json",
+        lambda w: (
+            []
+            if STUDIES[w.study]["loader"] in UNFETCHED
+            else f"{OUT}/studies/{w.study}/fetched.json"
+        ),
     output:
         recording=directory(OUT + "/listening/recordings/{study}/{subject}"),
     log:
@@ -56,7 +60,8 @@ rule attend:
             settings=DECODERS[w.decoder]["settings"] or None,
             responsive=DECODERS[w.decoder].get("responsive"),
             split=DECODERS[w.decoder]["split"],
-            **{k: LISTENING.get(k) for k in ("lengths", "folds", "repeated")},
+            repeated=DECODERS[w.decoder]["repeated"],
+            **{k: LISTENING.get(k) for k in ("lengths", "folds")},
             seed=config["seed"],
         ),
         others=lambda w, input: "--others " + shlex.join(input.others) if input.others else "",
@@ -95,3 +100,55 @@ rule listening_section:
         **needs("evaluate"),
     shell:
         "brainalign aad-section {input.decoded} --out {output.section} {params.options} 2> {log}"
+
+
+rule response_functions:
+    input:
+        recording=OUT + "/listening/recordings/{study}/{subject}",
+    output:
+        fitted=OUT + "/listening/responses/{study}/{subject}/{space}.nc",
+        record=OUT + "/listening/responses/{study}/{subject}/{space}.json",
+    log:
+        OUT + "/logs/response_functions/{study}-{subject}-{space}.log",
+    benchmark:
+        OUT + "/benchmarks/response_functions/{study}-{subject}-{space}.tsv"
+    wildcard_constraints:
+        study="|".join(LISTENED) or "none",
+        space="[a-z]+",
+    params:
+        options=lambda w: options(
+            target=w.space,
+            **{k: LISTENING["trf"].get(k) for k in ("delays", "split", "folds", "shifts", "alphas")},
+            seed=config["seed"],
+        ),
+    threads: resource("attend", "threads")
+    resources:
+        **needs("attend"),
+    shell:
+        "brainalign trf {input.recording} --out {output.fitted} {params.options} > {output.record} 2> {log}"
+
+
+rule response_section:
+    input:
+        fitted=lambda w: [
+            f"{OUT}/listening/responses/{w.study}/{subject}/{space}.nc"
+            for space in LISTENING["trf"]["targets"]
+            for subject in STUDIES[w.study]["subjects"]
+        ],
+    output:
+        section=directory(OUT + "/sections/{study}-trf"),
+    log:
+        OUT + "/logs/response_section/{study}.log",
+    benchmark:
+        OUT + "/benchmarks/response_section/{study}.tsv"
+    wildcard_constraints:
+        study="|".join(LISTENED) or "none",
+    params:
+        options=lambda w: options(
+            id=f"{w.study}-trf", title=STUDIES[w.study]["title"], seed=config["seed"]
+        ),
+    threads: resource("evaluate", "threads")
+    resources:
+        **needs("evaluate"),
+    shell:
+        "brainalign trf-section {input.fitted} --out {output.section} {params.options} 2> {log}"

@@ -6,6 +6,7 @@ from typing import Any
 _HOME = {
     "AttentionDecoder": "decoders",
     "CanonicalCorrelation": "decoders",
+    "CausalFilter": "preprocessing",
     "ForwardResponse": "decoders",
     "ListeningTrial": "trials",
     "Oracle": "decoders",

@@ -30,6 +30,7 @@ from brainalign.evaluation.significance import fdr
 
 __all__ = [
     "BANDS",
+    "CausalFilter",
     "ResponsiveChannels",
     "artefacts",
     "band_pass",
@@ -429,6 +430,112 @@ def preprocess(
         ),
         "responses",
     )
+
+
+class CausalFilter:
+    r"""A band, or its amplitude, at a lower rate, from the samples so far: for a stream.
+
+    .. math:: y(t) = (h * x)(t) \quad\text{or}\quad
+              y(t) = \tfrac{\pi}{2}\,\bigl(g * |h * x|\bigr)(t)
+
+    with a Butterworth band-pass h and, for the amplitude, a low-pass g at a quarter of the rate
+    that comes out; of y every q-th sample is kept. Chunks of any size give what the whole gives.
+    `preprocess` has filters without delay, which see the future: a decoder for a stream is fitted
+    to recordings that went through this filter.
+
+    Parameters
+    ----------
+    rate, rate_out : float
+        Hz; the first is a multiple of the second.
+    low, high : float
+        Edges of the band, Hz.
+    amplitude : bool
+        The amplitude of the band in place of the band.
+    order : int
+        Of h and g.
+
+    Attributes
+    ----------
+    delay : float
+        Seconds that y lags behind: the group delay of h at the geometric mean of its edges,
+        and that of g at 0 Hz. Close to the lower edge h lags much more.
+
+    Raises
+    ------
+    ConfigError
+        For edges out of order or above the Nyquist frequency, a rate that does not divide the
+        other, or a band that would fold over: it must end below a third of `rate_out`.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        rate_out: float,
+        low: float,
+        high: float,
+        *,
+        amplitude: bool = False,
+        order: int = 4,
+    ) -> None:
+        if not 0 < low < high < rate / 2:
+            raise ConfigError(
+                f"The band {low} to {high} Hz at {rate} Hz; expected 0 < low < high < {rate / 2}."
+            )
+        self.step = round(rate / rate_out) if rate_out > 0 else 0
+        if self.step < 1 or not np.isclose(self.step * rate_out, rate):
+            raise ConfigError(f"{rate} Hz is no multiple of rate_out, {rate_out} Hz.")
+        if not amplitude and 3 * high > rate_out:
+            raise ConfigError(
+                f"A band up to {high} Hz would fold over at {rate_out} Hz.",
+                f"Take rate_out of at least {3 * high:g}, or a lower band.",
+            )
+        self.rate, self.rate_out = float(rate), float(rate_out)
+        self.amplitude = amplitude
+        stages = [signal.butter(order, (low, high), "bandpass", fs=rate, output="sos")]
+        self.delay = _group_delay(stages[0], float(np.sqrt(low * high)), rate)
+        if amplitude:
+            stages.append(signal.butter(order, rate_out / 4, fs=rate, output="sos"))
+            self.delay += _group_delay(stages[1], 0.0, rate)
+        self._stages = stages
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream so far."""
+        self._states: list[NDArray[np.float64]] = []
+        self._seen = 0
+
+    def push(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Take the next samples and return those that come out.
+
+        Parameters
+        ----------
+        x : array-like, shape (n_times, n_channels)
+            Any number of samples, at `rate`.
+
+        Returns
+        -------
+        ndarray, shape (n_times_out, n_channels)
+            At `rate_out`: the samples number 0, q, 2q ... of the stream.
+        """
+        y = np.asarray(x, dtype=np.float64)
+        if not len(y):
+            return y
+        if not self._states:
+            shapes = [(len(sos), 2, y.shape[1]) for sos in self._stages]
+            self._states = [np.zeros(shape) for shape in shapes]
+        for k, sos in enumerate(self._stages):
+            y, self._states[k] = signal.sosfilt(sos, y, axis=0, zi=self._states[k])
+            if self.amplitude and k == 0:
+                y = np.pi / 2 * np.abs(y)
+        first = -self._seen % self.step
+        self._seen += len(y)
+        return y[first :: self.step]
+
+
+def _group_delay(sos: NDArray[np.float64], at: float, rate: float) -> float:
+    """Return the group delay of a filter at a frequency (Hz), in seconds."""
+    delays = [signal.group_delay((s[:3], s[3:]), [at], fs=rate)[1][0] for s in sos]
+    return float(sum(delays) / rate)
 
 
 class ResponsiveChannels(SelectorMixin, BaseEstimator):

@@ -16,7 +16,13 @@ from brainalign.data.section import Estimate, Figure, Section
 from brainalign.data.store import read
 from brainalign.errors import ConfigError, SchemaError
 
-__all__ = ["PUBLISHED", "attention_section", "section_from_decoded"]
+__all__ = [
+    "PUBLISHED",
+    "attention_section",
+    "response_section",
+    "section_from_decoded",
+    "section_from_responses",
+]
 
 _LINEAR = {"sampling_rate": 64.0, "space": "envelope", "tmin": 0.0, "tmax": 0.4, "n_channels": None}
 _CCA = {"space": "envelope", "sound_span": 1.2, "n_components": 10}
@@ -215,6 +221,118 @@ def _left_out(by: Mapping[str, xr.Dataset]) -> dict[str, str]:
     used, left = (sum(ds.attrs[a] for ds in by.values()) for a in ("seconds", "seconds_left_out"))
     said = f"{left:.0f} of {used + left:.0f} s: marked as bad, or between marks and too short"
     return {"Left out": said} if left else {}
+
+
+def section_from_responses(fitted: Sequence[str | Path]) -> Section:
+    """Describe response functions on disk.
+
+    Parameters
+    ----------
+    fitted : sequence of path
+        Files that ``brainalign trf --out`` writes, one for each subject and feature space.
+    """
+    found: dict[str, dict[str, xr.Dataset]] = {}
+    for path in map(Path, fitted):
+        ds = read(path).load()
+        missing = [a for a in ("subject", "target", "forward_r", "backward_r") if a not in ds.attrs]
+        if missing or "trf" not in ds:
+            raise SchemaError(f"{path} holds no response functions.")
+        found.setdefault(str(ds.attrs["target"]), {})[str(ds.attrs["subject"])] = ds
+    return response_section(found)
+
+
+def response_section(fitted: Mapping[str, Mapping[str, xr.Dataset]]) -> Section:
+    """Describe how recordings follow what is heard: response functions, and where.
+
+    Parameters
+    ----------
+    fitted : mapping of str to mapping of str to Dataset
+        By feature space, then by subject: the models of `brainalign.auditory.trf.trf_models` with
+        the coordinates of the neuroids; in attrs ``sampling_rate``, ``split``, and r of held-out
+        data and of shifted stimuli (``forward_r``, ``forward_null``, ``backward_r``,
+        ``backward_null``).
+    """
+    if not fitted or not all(fitted.values()):
+        raise ConfigError("There are no response functions to describe.")
+    figures, summary = [], []
+    for target, by in fitted.items():
+        figures.append(_predicted(by, target))
+        figures += _responses(by, target, target)
+        figures += _maps(by, target)
+        for direction, what in (
+            ("backward", f"The {target} is reconstructed from the recording"),
+            ("forward", f"Channels are predicted from the {target}"),
+        ):
+            r, null = (
+                float(np.mean([ds.attrs[f"{direction}_{k}"] for ds in by.values()]))
+                for k in ("r", "null")
+            )
+            summary.append(
+                Estimate(
+                    what,
+                    r,
+                    note=f"correlation in held-out time, mean of {len(by)} listeners"
+                    if len(by) > 1
+                    else "correlation in held-out time",
+                    reference=f"shifted sound {null:.3f}" if np.isfinite(null) else "",
+                )
+            )
+    listeners = next(iter(fitted.values()))
+    first = next(iter(listeners.values()))
+    held = "blocks of time" if first.attrs["split"] == "time" else "trials"
+    return Section(
+        id="responses",
+        title="How the recording follows what is heard",
+        intro=(
+            "A forward model predicts every channel from delayed features of the sound; its "
+            "weights are temporal response functions. Correlations are of data that the model was "
+            "not fitted to."
+        ),
+        figures=figures,
+        summary=summary,
+        methods=(
+            f"Temporal response functions were fitted at {first.attrs['sampling_rate']:g} Hz with "
+            f"delays of {float(first['lag'][0]) * 1000:.0f} to "
+            f"{float(first['lag'][-1]) * 1000:.0f} ms by ridge regression. Correlations are of "
+            f"held-out {held}; penalties were chosen within the training data. Chance is the same "
+            "for sounds that were shifted in a circle, fitted anew."
+        ),
+        references={"haufe2014": _REFERENCES["haufe2014"]},
+        facts={
+            "Listeners": f"{len(listeners)}",
+            "Channels": " / ".join(
+                dict.fromkeys(str(ds.sizes["neuroid"]) for ds in listeners.values())
+            ),
+        },
+        order=46,
+    )
+
+
+def _predicted(by: Mapping[str, xr.Dataset], target: str) -> Figure:
+    """Draw how well channels are predicted beside what shifted sounds reach."""
+    value = np.array(
+        [
+            [np.nanmean(ds["channel_r"]), np.nanmax(ds["channel_r"]), ds.attrs["forward_null"]]
+            for ds in by.values()
+        ]
+    )
+    ds = xr.Dataset(
+        {"value": (("item", "series"), value)},
+        coords={
+            "item": list(by),
+            "series": ["mean of the channels", "best channel", "mean, shifted sound"],
+        },
+    )
+    ds["value"].attrs = {"long_name": "correlation", "units": ""}
+    return Figure(
+        f"predicted-{target}",
+        "points",
+        f"Channels predicted from the {target}",
+        "Correlation of held-out data with their prediction, of each listener. Sounds that are "
+        "shifted in a circle tell chance; the best of many channels is above it by choice alone.",
+        ds,
+        options={"y_label": "correlation"},
+    )
 
 
 def _judged(

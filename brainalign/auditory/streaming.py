@@ -21,7 +21,8 @@ class Decision(NamedTuple):
     Attributes
     ----------
     start, stop : float
-        The window, seconds from the start of the stream.
+        The window, seconds from the start of the stream; of a front end with a delay, when what it
+        shows took place.
     time : float
         When it could be decided: the end of the samples that it takes, seconds.
     talker : int
@@ -61,11 +62,15 @@ class StreamingDecoder:
         b, from `brainalign.auditory.decoders.calibrate`.
     voices : ndarray, shape (n_talkers, n_dimensions), optional
         For a decoder that needs them.
+    delay : float
+        Seconds by which recording and features lag behind, both alike, when they come from causal
+        filters; see `brainalign.auditory.preprocessing.CausalFilter`.
 
     Attributes
     ----------
     latency : float
-        Seconds from the end of a window to its decision.
+        Seconds from the end of a window to its decision: the delay of the filters before, and what
+        the decoder looks ahead.
 
     Raises
     ------
@@ -81,6 +86,7 @@ class StreamingDecoder:
         hop: float | None = None,
         slope: float = 1.0,
         voices: NDArray[np.floating] | None = None,
+        delay: float = 0.0,
     ) -> None:
         check_is_fitted(decoder)
         inner = decoder
@@ -94,8 +100,9 @@ class StreamingDecoder:
             raise ConfigError(f"hop={hop} s is longer than the window of {length} s.")
         self.slope = slope
         self.voices = voices
+        self.delay = delay
         self._before, self._after = decoder.reach
-        self.latency = self._after / decoder.sampling_rate_
+        self.latency = self._after / decoder.sampling_rate_ + delay
         self._neural: NDArray[np.floating] | None = None
         self._features: dict[str, NDArray[np.floating]] = {}
         self._base = 0  # number in the stream of the first sample that is kept
@@ -199,8 +206,8 @@ class StreamingDecoder:
         weight = np.exp(self.slope * (scores - scores.max()))
         rate, stop = self.decoder.sampling_rate_, self._next + self.size
         return Decision(
-            self._next / rate,
-            stop / rate,
+            self._next / rate - self.delay,
+            stop / rate - self.delay,
             (stop + self._after) / rate,
             int(scores.argmax()),
             scores,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from brainalign.auditory.decoders import (
@@ -27,7 +28,16 @@ from brainalign.linear import AlphaEdgeWarning
 from brainalign.linear.lagged import TEST, TRAIN, LaggedRidge, TimeBlocks, delays
 from brainalign.linear.ridge import warn_edges
 
-__all__ = ["ALPHAS", "HeldOut", "held_out", "read_recordings", "response_peaks", "trf_record"]
+__all__ = [
+    "ALPHAS",
+    "HeldOut",
+    "held_out",
+    "read_recordings",
+    "response_peaks",
+    "trf_models",
+    "trf_record",
+    "with_channels",
+]
 
 #: Names under which a file may hold its sampling rate.
 _RATES = ("sampling_rate", "fs", "sfreq")
@@ -325,7 +335,12 @@ def response_peaks(
     return found
 
 
-def trf_record(
+def trf_record(trials: Sequence[ListeningTrial], target: str, **options: Any) -> dict[str, Any]:
+    """Fit and score forward and backward models; the first result of `trf_models`."""
+    return trf_models(trials, target, **options)[0]
+
+
+def trf_models(
     trials: Sequence[ListeningTrial],
     target: str,
     *,
@@ -336,7 +351,8 @@ def trf_record(
     alphas: Sequence[float] = ALPHAS,
     n_shifts: int = 9,
     allow_leak: bool = False,
-) -> dict[str, Any]:
+    bad: Sequence[NDArray[np.bool_]] | None = None,
+) -> tuple[dict[str, Any], xr.Dataset]:
     """Fit and score forward and backward models of some trials.
 
     Parameters
@@ -344,7 +360,7 @@ def trf_record(
     trials : sequence of ListeningTrial
         Of one listener.
     target : str
-        Feature space.
+        Feature space; that of the attended talker is taken.
     split : {"time", "trial"}
         "time" holds out the same block of time of all trials, with a gap of the delays' span on
         both sides; "trial" holds out whole trials.
@@ -356,14 +372,20 @@ def trf_record(
         Shifted stimuli, at equal steps round each trial.
     allow_leak : bool
         Hold out trials though they share what was heard with those of the training.
+    bad : sequence (trials) of ndarray of bool, shape (n_samples,), optional
+        Samples that are neither fitted nor scored.
 
     Returns
     -------
-    dict
+    record : dict
         For JSON: what was done; ``backward`` and ``forward`` with the mean correlation ``r`` of
         held-out data, the ``null`` of the shifts, and the share ``p`` of shifts that reach r, r
         among them; for the forward model the channels above all shifts, and the ``peaks`` of the
         response functions that are fitted to everything.
+    models : Dataset
+        ``trf`` (neuroid, feature, lag), response functions fitted to everything, in standard
+        deviations of both, with ``lag`` in s; ``channel_r`` (neuroid), the correlation of held-out
+        data, and ``channel_null`` (shift, neuroid), the same for each shifted stimulus.
 
     Raises
     ------
@@ -395,6 +417,8 @@ def trf_record(
             roles.append([np.full(n, k) for n, k in zip(lengths, place, strict=True)])
     else:
         raise ConfigError(f"split is {split!r}; expected 'time' or 'trial'.")
+    good = [np.ones(n, dtype=bool) for n in lengths] if bad is None else [~b for b in bad]
+    roles = [[role * g for role, g in zip(fold, good, strict=True)] for fold in roles]
     shifts = [k / (n_shifts + 1) for k in range(1, n_shifts + 1)]
     options: dict[str, Any] = {"tmin": tmin, "tmax": tmax, "alphas": alphas, "shifts": shifts}
     names = [t.name for t in trials]
@@ -423,19 +447,68 @@ def trf_record(
         if shifts
         else None,
     }
-    everything = [np.ones(n, dtype=bool) for n in lengths]
-    x = _standardised([t.attended_features(target).astype(np.float32) for t in trials], everything)
-    y = _standardised_each([t.neural.astype(np.float32) for t in trials], everything)
+    x = _standardised([t.attended_features(target).astype(np.float32) for t in trials], good)
+    y = _standardised_each([t.neural.astype(np.float32) for t in trials], good)
     model = LaggedRidge(
         tmin, tmax, rate, alphas=alphas, cv=TimeBlocks(n_folds), metric="r",
         alpha_per_target=False, device="cpu",
-    ).fit(x, y)  # fmt: skip
+    ).fit(x, y, rows=good)  # fmt: skip
     record["forward"]["peaks"] = [
         peak | ({"feature": f} if model.coef_.shape[1] > 1 else {})
         for f in range(model.coef_.shape[1])
         for peak in response_peaks(model.coef_[:, f], model.times_)
     ]
-    return record
+    models = xr.Dataset(
+        {
+            "trf": (("neuroid", "feature", "lag"), np.asarray(model.coef_)),
+            "channel_r": ("neuroid", channels[0]),
+            "channel_null": (("shift", "neuroid"), channels[1:]),
+        },
+        coords={
+            "lag": ("lag", np.asarray(model.times_), {"units": "s"}),
+            "space": ("feature", np.full(model.coef_.shape[1], target)),
+        },
+    )
+    return record, models
+
+
+def with_channels(
+    models: xr.Dataset, responses: xr.Dataset, record: Mapping[str, Any]
+) -> xr.Dataset:
+    """Return the models of `trf_models` with the places of their channels, and what was found.
+
+    Parameters
+    ----------
+    models, record
+        From `trf_models`.
+    responses : Dataset
+        The recording: schema ``responses`` (time, neuroid).
+
+    Returns
+    -------
+    Dataset
+        With the recording's coordinates of the neuroids; ``attrs``: ``subject``, ``target``,
+        ``space`` (of the positions), ``sampling_rate``, ``split``, and ``forward_r``,
+        ``forward_null``, ``backward_r``, ``backward_null`` (NaN without shifts).
+    """
+    found = {
+        f"{direction}_{name}": float(value)
+        for direction in ("forward", "backward")
+        for name, value in (
+            ("r", record[direction]["r"]),
+            ("null", record[direction].get("null", {"r": np.nan})["r"]),
+        )
+    }
+    ds = models.assign_coords(
+        {str(c): v for c, v in responses.coords.items() if v.dims == ("neuroid",)}
+    )
+    ds.attrs = {
+        "subject": str(responses.attrs.get("subject", "")),
+        "space": str(responses.attrs.get("space", "")),
+        **{k: record[k] for k in ("target", "sampling_rate", "split", "n_channels")},
+        **found,
+    }
+    return ds
 
 
 def _summary(found: HeldOut, names: Sequence[str]) -> dict[str, Any]:

@@ -134,3 +134,16 @@ def test_what_a_stream_refuses(training):
     stream.push(np.zeros((4, 6)), {"envelope": np.zeros((2, 4, 1))})
     with pytest.raises(SchemaError, match="other talkers"):
         stream.push(np.zeros((4, 6)), {"envelope": np.zeros((3, 4, 1))})
+
+
+def test_the_delay_of_filters_before_is_told(training):
+    decoder = StimulusReconstruction(alphas=1e3).fit(training)
+    trial = record(8, seed=9)
+    (at_once, *_), _ = feed(StreamingDecoder(decoder, 4.0), trial, 50)
+    stream = StreamingDecoder(decoder, 4.0, delay=0.25)
+    (later, *_), _ = feed(stream, trial, 50)
+    assert stream.latency == pytest.approx(decoder.reach[1] / RATE + 0.25)
+    # It is decided at the same time, on what took place before.
+    assert later.time == at_once.time == pytest.approx(later.stop + stream.latency)
+    assert (later.start, later.stop) == (-0.25, 3.75)
+    np.testing.assert_array_equal(later.scores, at_once.scores)

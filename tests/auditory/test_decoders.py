@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from paced_speech import paced
+from scipy.stats import norm
 
 from brainalign.auditory import decoders as module
 from brainalign.auditory.decoders import (
@@ -18,7 +19,12 @@ from brainalign.auditory.decoders import (
     cross_validate,
     make_splits,
 )
-from brainalign.auditory.evaluation import accuracy_curve, effective_samples, expected_accuracy
+from brainalign.auditory.evaluation import (
+    accuracy_curve,
+    correlation_of_correlations,
+    effective_samples,
+    expected_accuracy,
+)
 from brainalign.auditory.listener import SimulatedListener, switching
 from brainalign.auditory.trials import content_groups
 from brainalign.errors import ConfigError, LeakError, SchemaError
@@ -99,6 +105,53 @@ def test_accuracy_follows_the_analytic_curve():
     assert (found["low"] <= found["accuracy"]).all() and (found["accuracy"] <= found["high"]).all()
 
 
+@pytest.mark.parametrize("name", ["mel", "forward"])
+def test_means_of_correlations_follow_the_analytic_curve(name):
+    """Independent bands or channels: D = sum w dz, var D = sum w^2 2 (1 - c) / (N - 3).
+
+    Noise is white, since a window does not see the slow part of the recording that correlations
+    over long stretches have in them.
+    """
+    rng = np.random.default_rng(1)
+    listener = SimulatedListener(
+        8, RATE, space="mel", tuning=0.1, snr_db=-22, unattended=0.3, exponent=0.0
+    )
+    trials = [
+        listener.listen({"mel": paced((2, RATE * 200, 3), rng, RATE)}, i % 2, name=str(i))
+        for i in range(24)
+    ]
+    alphas = (*ALPHAS, 1e6, 1e7)
+    decoder = {
+        "mel": StimulusReconstruction("mel", alphas=alphas),
+        "forward": ForwardResponse(["mel"], alphas=alphas),
+    }[name].fit(trials[:6])
+    rest, lengths = trials[6:], np.array([1, 2, 5, 10, 20])
+    scores = xr.concat([decoder.score_windows(rest, w) for w in lengths], "window")
+    found = accuracy_curve(scores)["accuracy"].values
+    r, share = [], []
+    for trial in rest:
+        neural, talkers = decoder.project(trial)
+        own, other = talkers[trial.attended[0]], talkers[1 - trial.attended[0]]
+        columns = range(neural.shape[1])
+        r.append(
+            [
+                np.corrcoef([neural[:, k], own[:, k], other[:, k]])[[0, 0, 1], [1, 2, 2]]
+                for k in columns
+            ]
+        )
+        share.append(
+            [effective_samples(neural[:, k], own[:, k], max_lag=2 * RATE) for k in columns]
+        )
+    attended, unattended, between = np.mean(r, axis=0).T
+    weights = getattr(decoder, "weights_", np.ones(len(attended)))
+    n = np.mean(share, axis=0) / len(trial.neural) * RATE * lengths[:, None]
+    dz = np.arctanh(attended) - np.arctanh(unattended)
+    variance = 2 * (1 - correlation_of_correlations(attended, unattended, between)) / (n - 3)
+    expected = norm.cdf(dz @ weights / np.sqrt(variance @ weights**2))
+    assert 0.6 < expected[0] < 0.8 and expected[-1] > 0.95
+    assert found == pytest.approx(expected, abs=0.035)
+
+
 def test_decoders_rank_as_simulated(mel_trials):
     found = {n: float(accuracy(d, mel_trials)["accuracy"]) for n, d in decoders().items()}
     band = float(accuracy(Oracle(), mel_trials)["chance_high"])
@@ -145,6 +198,31 @@ def test_talkers_are_told_by_the_voice_alone(mel_trials):
     bare = [type(t)(t.neural, t.features, t.attended, RATE) for t in silent]
     with pytest.raises(SchemaError, match="no voices"):
         TalkerCluster(4).fit(bare)
+
+
+def test_eight_clusters_of_voices():
+    """Sixteen talkers in eight kinds of voice, as many clusters as published: they are found."""
+    rng = np.random.default_rng(0)
+    kinds = np.exp(np.random.default_rng(4).standard_normal((8, BANDS)))
+    voices = np.repeat(kinds, 2, axis=0) * np.exp(0.05 * rng.standard_normal((16, BANDS)))
+    listener = SimulatedListener(
+        10, RATE, space="mel", tuning=0.5, unattended=0.2, exponent=0.5, snr_db=-3,
+        centre=voices.mean(axis=0) * np.exp(0.125), scale=voices.mean(axis=0),
+    )  # fmt: skip
+    trials = []
+    for i in range(64):
+        who = rng.permutation(16)[:2]
+        bands = np.exp(0.5 * paced((2, RATE * 12, BANDS), rng, RATE)) * voices[who][:, None]
+        trials.append(
+            listener.listen({"mel": bands}, i % 2, name=str(i), voices=np.log(voices[who]))
+        )
+    decoder = TalkerCluster(8, hidden=16, epochs=8, learning_rate=1e-2, stride=8).fit(trials[:48])
+    near = ((np.log(voices)[:, None] - decoder.centres_) ** 2).sum(axis=2).argmin(axis=1)
+    # A cluster for each kind, in which its two talkers meet.
+    assert (near[::2] == near[1::2]).all() and len(set(near)) == 8
+    found = accuracy_curve(decoder.score_windows(trials[48:], 4)).isel(length=0)
+    assert found["n_windows"] == 48 and found["low"] > found["chance_high"]
+    assert decoder.losses_[-1] < 0.8 * np.log(8)
 
 
 @pytest.mark.parametrize("name", ["envelope", "mel", "forward", "cca", "talkers", "oracle"])

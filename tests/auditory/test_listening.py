@@ -405,38 +405,75 @@ def test_commands(listened, tmp_path, mirror, monkeypatch):
     assert read_section(tmp_path / "section").facts["Listeners"] == "1"
 
 
-@pytest.mark.parametrize("name", ["aad_simulated", "aad_dtu", "aad_kul"])
-def test_configurations(name):
-    config = read_config(workflow_root() / "configs" / f"{name}.yaml")
-    (study,) = config["studies"].values()
-    assert study["analyses"] == ["attention"]
-    for decoder in config["listening"]["decoders"].values():
-        make_decoder(decoder["kind"], decoder["settings"])
+PLANS = {
+    # Decoders by kind; those that leave out a subject; those with a choice of channels.
+    "aad_simulated": (
+        {"reconstruction": 4, "cca": 1, "forward": 2, "cluster": 1, "oracle": 1}, ["others"],
+    ),
+    "aad_dtu": ({"reconstruction": 2, "cca": 1, "forward": 1}, ["others"]),
+    "aad_kul": ({"reconstruction": 4, "cca": 1, "forward": 2, "cluster": 1}, ["others"]),
+}  # fmt: skip
 
 
-def test_a_study_is_planned_whole(tmp_path):
+def plan(name, folder):
+    """Return the commands of listening that a configuration would run."""
     pytest.importorskip("snakemake")
     root = workflow_root()
     finished = subprocess.run(
         [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
-         "--configfile", str(root / "configs" / "aad_kul.yaml")],
-        cwd=tmp_path, capture_output=True, text=True,
+         "--configfile", str(root / "configs" / f"{name}.yaml")],
+        cwd=folder, capture_output=True, text=True,
         env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"},
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
-    planned = re.findall(r"brainalign (aad-\S+ .*?) 2> ", finished.stdout + finished.stderr)
-    commands = [_parser().parse_args(shlex.split(line)) for line in planned]
-    # 16 subjects, 3 decoders, one section.
+    said = finished.stdout + finished.stderr
+    planned = re.findall(r"brainalign ((?:aad|trf)\S* .*?) 2> ", said)
+    return [_parser().parse_args(shlex.split(line.partition(" > ")[0])) for line in planned]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_configurations(name, tmp_path):
+    config = read_config(workflow_root() / "configs" / f"{name}.yaml")
+    (study,) = config["studies"].values()
+    assert study["analyses"] == ["attention"]
+    kinds, left_out = PLANS[name]
+    decoders, n = config["listening"]["decoders"], len(study["subjects"])
+    assert Counter(d["kind"] for d in decoders.values()) == kinds
+    assert [k for k, d in decoders.items() if d["split"] == "subject"] == left_out
+    commands = plan(name, tmp_path)
     counts = Counter(args.command for args in commands)
-    assert counts == {"aad-prepare": 16, "aad-decode": 48, "aad-section": 1}
-    assert {args.split for args in commands if args.command == "aad-decode"} == {"stimulus"}
-    assert commands[0].parameters["preprocessing"]["bands"] == [[1, 9]]
+    assert counts == {"aad-prepare": n, "aad-decode": n * len(decoders), "aad-section": 1}
+    spaces = set(config["listening"]["spaces"])
+    for args in commands:
+        if args.command == "aad-prepare":
+            assert set(args.spaces) == spaces
+        elif args.command == "aad-decode":
+            decoder = make_decoder(args.decoder, args.settings)
+            used = {getattr(decoder, "space", "envelope"), *getattr(decoder, "spaces", [])}
+            assert used <= spaces and (args.decoder != "cluster" or "mel" in spaces)
+            assert len(args.others) == (n - 1) * (args.split == "subject")
+            # Stimuli that come back are accepted where they must, and nowhere else.
+            assert args.repeated == (args.split == "subject" or name == "aad_simulated")
+
+
+def test_response_functions_are_planned(tmp_path):
+    commands = plan("trf_podcast", tmp_path)
+    counts = Counter(args.command for args in commands)
+    assert counts == {"aad-prepare": 9, "trf": 18, "trf-section": 1}
+    fits = [args for args in commands if args.command == "trf"]
+    assert {args.target for args in fits} == {"envelope", "onsets"}
+    assert {tuple(args.delays) for args in fits} == {(-0.1, 0.5)}
+    assert all(args.out.name == f"{args.target}.nc" for args in fits)
+    assert {args.subject for args in commands if args.command == "aad-prepare"} >= {"01", "09"}
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"analyses": ["encoding"]}, "attention is for the loaders"),
+        ({"analyses": ["encoding"]}, "Analyses of this loader: attention, trf"),
+        ({"analyses": []}, "Analyses of this loader: attention, trf"),
+        ({"loader": "zada2025"}, "attention is for the loaders listener"),
+        ({"analyses": ["encoding", "trf"], "loader": "kay2017"}, "trf is for the loaders"),
         ({"loader": "kay2017"}, "attention is for the loaders"),
         ({"subjects": None}, "needs its subjects"),
         ({"loader": "listener"}, "needs parameters.sounds"),

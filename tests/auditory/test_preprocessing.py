@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import signal
 from scipy.stats import pearsonr
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from brainalign.auditory.preprocessing import (
+    CausalFilter,
     ResponsiveChannels,
     artefacts,
     band_pass,
@@ -179,3 +183,44 @@ def test_selection_is_a_step_of_a_pipeline_and_takes_trials():
     assert [t.shape for t in chosen.transform(x)] == [(1500, 1)] * 3
     flat = make_pipeline(StandardScaler(), ResponsiveChannels(100.0, at_least=2))
     assert flat.fit_transform(np.concatenate(x), np.concatenate(y)).shape == (4500, 2)
+
+
+@pytest.mark.parametrize(("amplitude", "band"), [(False, (1.0, 9.0)), (True, (70.0, 150.0))])
+def test_a_causal_filter(amplitude, band):
+    rate, rate_out = 512.0, 64.0
+    rng = np.random.default_rng(0)
+    slow = 1 + 0.8 * np.sin(2 * np.pi * 2.0 * np.arange(512 * 20) / rate)
+    x = slow[:, None] * rng.standard_normal((512 * 20, 3))
+    made = CausalFilter(rate, rate_out, *band, amplitude=amplitude)
+    whole = made.push(x)
+    assert whole.shape == (64 * 20, 3)
+    made.reset()
+    cuts = [0, 1, 3, 3, 500, 1111, 6000, len(x)]
+    parts = [made.push(x[a:b]) for a, b in pairwise(cuts)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-12)
+    # What is to come changes nothing.
+    made.reset()
+    changed = x.copy()
+    changed[5001:] = 0
+    np.testing.assert_array_equal(made.push(changed)[:626], whole[:626])
+    # The amplitude of a burst in the middle of the band lags behind by what it says.
+    time, centre = np.arange(512 * 20) / rate, np.sqrt(band[0] * band[1])
+    width = 3 / centre
+    burst = np.exp(-0.5 * ((time - 8) / width) ** 2) * np.sin(2 * np.pi * centre * time)
+    made.reset()
+    out = made.push(burst[:, None])[:, 0]
+    if not amplitude:
+        out = np.abs(signal.hilbert(out))
+    lag = (out * np.arange(len(out)) / rate_out).sum() / out.sum() - 8
+    assert lag == pytest.approx(made.delay, rel=0.1) and made.delay > 0.03
+    # At its height the burst passes whole.
+    assert out.max() == pytest.approx(1, abs=0.15)
+
+
+def test_causal_filters_that_cannot_be():
+    for given, says in (
+        ((512, 60, 1, 9), "no multiple"), ((512, 64, 1, 30), "fold over"),
+        ((512, 64, 9, 1), "low < high"), ((512, 64, 1, 300), "low < high"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            CausalFilter(*given)

@@ -7,9 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
+import xarray as xr
 from paced_speech import paced
 
 from brainalign.auditory.listener import SimulatedListener
+from brainalign.auditory.sections import section_from_responses
 from brainalign.auditory.trf import (
     ALPHAS,
     held_out,
@@ -18,6 +20,9 @@ from brainalign.auditory.trf import (
     trf_record,
 )
 from brainalign.cli import main
+from brainalign.data.section import read_section
+from brainalign.data.store import read, write
+from brainalign.errors import SchemaError
 from brainalign.linear import AlphaEdgeWarning, TimeBlocks
 
 RATE = 64
@@ -198,3 +203,78 @@ def test_files_that_are_cut_or_of_one_name(tmp_path, capsys):
     assert "is a single array" in run(capsys, tmp_path / "a.npy")[1]
     status, said = run(capsys, tmp_path / "none.npz")
     assert status == 2 and "none.npz" in said
+
+
+@pytest.fixture
+def story(tmp_path):
+    """One listener, one talker, one run: electrodes that follow him, others, and a bad stretch."""
+    rng = np.random.default_rng(0)
+    n = RATE * 100
+    spoken = paced((1, n, 1), rng, RATE)
+    hearing = SimulatedListener(3, RATE, snr_db=-5, latency=(0.1, 0.1), seed=1)
+    neural = hearing.listen({"envelope": spoken}).neural
+    neural = np.concatenate([neural, rng.standard_normal((n, 3))], axis=1)
+    neural[1000:1200] = 1e4 * rng.standard_normal((200, 6))
+    run, xyz = np.zeros(n, dtype=int), np.array([[-60.0, -20, 5]] * 3 + [[50.0, 30, 10]] * 3)
+    bad = np.zeros(n, dtype=bool)
+    bad[1000:1200] = True
+    names = [f"E{k}" for k in range(6)]
+    responses = xr.Dataset(
+        {"responses": (("time", "neuroid"), neural.astype(np.float32))},
+        coords={
+            "run": ("time", run), "session": ("time", run), "attended": ("time", run),
+            "bad": ("time", bad), "subject": "s1", "neuroid_id": ("neuroid", names),
+            "roi": ("neuroid", [""] * 6), "hemisphere": ("neuroid", list("LLLRRR")),
+            **{a: ("neuroid", xyz[:, i], {"units": "mm"}) for i, a in enumerate("xyz")},
+        },
+        attrs={"sampling_rate": float(RATE), "units": "uV", "subject": "s1", "space": "MNI152"},
+    )  # fmt: skip
+    features = xr.Dataset(
+        {"features": (("time", "feature"), spoken[0].astype(np.float32))},
+        coords={
+            "run": ("time", run), "talker": ("feature", [0]), "space": ("feature", ["envelope"]),
+            "units": ("feature", ["a"]), "model": "sound", "layer": "envelope",
+        },
+        attrs={"sampling_rate": float(RATE)},
+    )  # fmt: skip
+    write(responses, tmp_path / "s1" / "responses.zarr", "responses")
+    write(features, tmp_path / "s1" / "features.zarr", "features")
+    return tmp_path / "s1"
+
+
+def test_a_prepared_recording_of_one_talker(story, tmp_path, capsys):
+    out = tmp_path / "envelope.nc"
+    status, record = run(capsys, story, "--out", out, "--shifts", 4, "--alphas", 10, 1000)
+    assert status == 0 and record["n_trials"] == 1
+    assert record["forward"]["channels_above_all_shifts"] >= 3
+    ds = read(out)
+    # Bad samples, a thousand times as large, would drown the rest if they were fitted or scored.
+    assert ds["channel_r"].values[:3].min() > 0.3 > np.abs(ds["channel_r"].values[3:]).max()
+    assert ds["channel_null"].shape == (4, 6) and float(np.abs(ds["channel_null"]).max()) < 0.2
+    assert ds.attrs["forward_r"] == pytest.approx(record["forward"]["r"])
+    assert ds.attrs["backward_null"] == pytest.approx(record["backward"]["null"]["r"])
+    peak = ds["lag"].values[ds["trf"].values[:3, 0].argmax(axis=1)]
+    assert peak == pytest.approx(0.1, abs=1.5 / RATE)
+    folder = tmp_path / "section"
+    assert main(["trf-section", str(out), "--out", str(folder), "--title", "A story"]) == 0
+    section = read_section(folder)
+    assert section.title == "A story" and section.facts["Channels"] == "6"
+    assert [f.id for f in section.figures] == [
+        "predicted-envelope", "responses-envelope", "map-envelope-s1-left",
+        "weights-envelope-s1-left", "map-envelope-s1-right", "weights-envelope-s1-right",
+    ]  # fmt: skip
+    back, forward = section.summary
+    assert back.value == pytest.approx(record["backward"]["r"]) and back.value > forward.value
+    assert forward.reference == f"shifted sound {record['forward']['null']['r']:.3f}"
+
+
+def test_prepared_recordings_stand_alone(story, tmp_path, capsys):
+    assert "it stands alone" in run(capsys, story, story)[1]
+    np.savez(tmp_path / "a.npz", eeg=np.zeros((9, 2)), envelope=np.zeros(9))
+    assert "--out needs a recording" in run(capsys, tmp_path / "a.npz", "--out", tmp_path / "o")[1]
+    (tmp_path / "empty").mkdir()
+    assert run(capsys, tmp_path / "empty")[0] == 2
+    assert "no features 'mel'" in run(capsys, story, "--target", "mel")[1]
+    xr.Dataset({"a": 1}).to_netcdf(tmp_path / "else.nc")
+    with pytest.raises(SchemaError, match="no response functions"):
+        section_from_responses([tmp_path / "else.nc"])

@@ -87,7 +87,7 @@ def fetch(
     folder, mirror, accept_terms, progress, options
         As for every study; see `brainalign.data.archives.fetch_archive`.
     subjects : sequence of str, optional
-        ``sub-01`` ... ``sub-09``. Default: all.
+        ``sub-01`` ... ``sub-09``, with or without ``sub-``. Default: all.
     signals : sequence of {"highgamma", "raw"}
         The authors' high-gamma amplitude (0.3 to 0.9 GB a subject), the recording as it was made,
         or both.
@@ -95,8 +95,8 @@ def fetch(
     check_agreement(sys.modules[__name__], accept_terms)
     files = ["dataset_description.json", _SOUND, _WORDS]
     for subject in _checked(subjects):
-        files += [_tables(subject)[k] for k in ("channels", "electrodes", "coordsystem")]
-        files += [_signal(subject, s) for s in signals]
+        files += [_tables(_label(subject))[k] for k in ("channels", "electrodes", "coordsystem")]
+        files += [_signal(_label(subject), s) for s in signals]
     return fetch_archive(
         FOLDER,
         data_home() / FOLDER if folder is None else folder,
@@ -120,16 +120,17 @@ def load(
     folder : path, optional
         Where `fetch` put the files. Default: the cache.
     subjects : sequence of str, optional
-        ``sub-01`` ... ``sub-09``. Default: all whose files are there.
+        ``sub-01`` ... ``sub-09``, with or without ``sub-``. Default: all whose files are there.
     signal : {"highgamma", "raw"}
         The authors' high-gamma amplitude, or the recording as it was made.
 
     Returns
     -------
     Study
-        ``responses`` by subject, read when asked for: (time, electrodes) at 512 Hz, with ``status``
-        (bad: noisy, or not localised) and ``x y z`` in MNI152NLin2009aSym (mm); one run, and one
-        talker who is attended throughout. ``extras``: ``talkers``, by subject, the (sound, rate)
+        ``responses`` by subject as named, read when asked for: (time, electrodes) at 512 Hz, with
+        ``status`` (bad: noisy, or not localised) and ``x y z`` in MNI152NLin2009aSym (mm); one run,
+        which ends with the sound at the latest, and one talker who is attended throughout.
+        ``extras``: ``talkers``, by subject, the (sound, rate)
         of the podcast; ``words``: Dataset over word: onset and offset in s.
 
     Raises
@@ -148,7 +149,7 @@ def load(
     root, archive = open_archive("zada2025", data_home() / FOLDER if folder is None else folder)
     there = [s for s in SUBJECTS if _signal(s, signal) in archive.files]
     names = there if subjects is None else _checked(subjects)
-    absent = [s for s in names if s not in there]
+    absent = [s for s in names if _label(s) not in there]
     if absent or not names:
         raise UnavailableError(
             f"The signal {signal!r} of {absent[0] if absent else 'all subjects'} was not fetched "
@@ -162,7 +163,7 @@ def load(
     timed = words[pd.to_numeric(words["start"], errors="coerce").notna()]
     return Study(
         "zada2025",
-        responses=LazyMapping(names, lambda s: _responses(root, s, signal)),
+        responses=LazyMapping(names, lambda s: _responses(root, _label(s), signal)),
         extras={
             "talkers": LazyMapping(names, lambda s: [[read_sound(root / _SOUND)]]),
             "words": xr.Dataset(
@@ -178,12 +179,16 @@ def load(
 
 def _checked(subjects: Sequence[str] | None) -> list[str]:
     names = list(SUBJECTS if subjects is None else subjects)
-    unknown = [s for s in names if s not in SUBJECTS]
+    unknown = [s for s in names if _label(s) not in SUBJECTS]
     if unknown:
         raise UnknownNameError(
             f"There is no subject {unknown[0]!r}.{near(unknown[0], SUBJECTS)}", "sub-01 ... sub-09."
         )
     return names
+
+
+def _label(subject: str) -> str:
+    return f"sub-{subject.removeprefix('sub-')}"
 
 
 def _tables(subject: str) -> dict[str, str]:
@@ -207,6 +212,8 @@ def _responses(root: Path, subject: str, signal: Signal) -> xr.Dataset:
     raw = read_raw(root / _signal(subject, signal), root / tables["channels"])
     electrodes, space = read_electrodes(root / tables["electrodes"])
     ds = from_raw(raw, subject=subject, electrodes=electrodes, space=space)
+    sound, rate = read_sound(root / _SOUND)
+    ds = ds.isel(time=slice(int(len(sound) / rate * ds.attrs["sampling_rate"])))
     n = ds.sizes["time"]
     attended: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
     return ds.assign_coords(
