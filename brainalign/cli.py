@@ -1451,7 +1451,9 @@ def _parser() -> argparse.ArgumentParser:
         "--delays", type=float, nargs=2, metavar=("FIRST", "LAST"), default=[0.0, 0.4],
         help="of the recording after the sound, seconds",
     )  # fmt: skip
-    p.add_argument("--alphas", type=float, nargs="+", help="penalties; default: 0.1 to 1e6")
+    p.add_argument(
+        "--alphas", type=float, nargs="+", help="penalties; default: 0.01 to 1e6 in half decades"
+    )
     p.add_argument("--shifts", type=int, default=9, help="shifted stimuli that tell chance")
     p.add_argument(
         "--allow-leak", action="store_true", help="hold out trials that share their stimulus"

@@ -344,7 +344,7 @@ def _widths(found: Mapping[str, _Measured]) -> Figure | None:
         "points",
         "Bandwidths",
         "Full width of each channel at half its height, with intervals. The lines are published "
-        "values for photographs, by a rule that tells channels about a third too wide.",
+        "values for photographs, by a rule that tells channels of sensitive observers too wide.",
         ds,
         {
             "reference_lines": [

@@ -135,7 +135,8 @@ def _trials(
     lacking = [c for c in columns if c not in events]
     if lacking:
         raise SchemaError(
-            f"The events of {subject} have no column {lacking[0]!r}.{near(lacking[0], events)}",
+            f"The events of {subject} have no column {lacking[0]!r}."
+            f"{near(lacking[0], map(str, events.columns))}",
             f"Columns: {', '.join(map(str, events.columns))}.",
         )
     played = events[events[list(talkers.values())].notna().all(axis=1)]
