@@ -304,7 +304,7 @@ def _check_synthesis(config: dict[str, Any]) -> None:
             "their judge.",
             "Name a model of another architecture.",
         )
-    for role in ("model", "judge") if "probe" in block else ():
+    for role in ("model", "ranker", "judge") if "probe" in block else ():
         layers = config["models"][block[role]]["layers"]
         if len(layers) > 1 or "*" in layers[0]:
             raise ConfigError(

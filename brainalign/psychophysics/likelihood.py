@@ -257,6 +257,7 @@ def profile_intervals(
             break
     open_ended = end == bound
     # An end that lies where another parameter meets its bound is one of the bound's making.
+    # A small step tells, since one may give way by the root of what the other does.
     others = np.setdiff1d(np.arange(n_parameters), parameters)
     at_bound = ((warm <= lower) | (warm >= upper)) & ~held
     at_bound[:, others] = False
@@ -264,7 +265,7 @@ def profile_intervals(
     if leaning.size:
         room = np.isin(np.arange(n_parameters), parameters).astype(np.float64)
         open_ended[leaning] = inside(
-            end[leaning] + stride[leaning], leaning, lower - room, upper + room
+            end[leaning] + stride[leaning] / 16, leaning, lower - room, upper + room
         )
     ends = np.where(open_ended, sign * np.inf, end).reshape(sets, len(parameters), 2)
     return ends[..., 0], ends[..., 1]
