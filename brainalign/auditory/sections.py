@@ -172,6 +172,7 @@ def attention_section(
             figures += _maps(forward, key)
     listeners = next(iter(decoded.values()))
     first = next(iter(listeners.values()))
+    methods = _methods(decoded, names, first)
     return Section(
         id="attention",
         title="Who is listened to",
@@ -185,8 +186,8 @@ def attention_section(
             *_estimates(decoded, names, published, seed),
             *_latencies(switching, names, seed),
         ],
-        methods=_methods(decoded, names, first),
-        references=dict(_REFERENCES),
+        methods=methods,
+        references={k: v for k, v in _REFERENCES.items() if f"[@{k}]" in methods},
         facts={
             "Listeners": f"{len(subjects)}",
             "Channels": " / ".join(
@@ -295,7 +296,8 @@ def response_section(fitted: Mapping[str, Mapping[str, xr.Dataset]]) -> Section:
             f"delays of {float(first['lag'][0]) * 1000:.0f} to "
             f"{float(first['lag'][-1]) * 1000:.0f} ms by ridge regression. Correlations are of "
             f"held-out {held}; penalties were chosen within the training data. Chance is the same "
-            "for sounds that were shifted in a circle, fitted anew."
+            "for sounds that were shifted in a circle, fitted anew. Unlike a decoder's, the "
+            "weights of a forward model can be read as responses [@haufe2014]."
         ),
         references={"haufe2014": _REFERENCES["haufe2014"]},
         facts={
@@ -696,7 +698,10 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
         )
         space = str(ds["space"].values[0])
         weights = ds["trf"].values[:, ds["space"].values.astype(str) == space].mean(axis=1)
-        lag = int(np.nanmean(np.square(weights), axis=0).argmax())
+        # Channels that follow nothing have the largest weights where nothing holds them back.
+        follows = np.clip(np.nan_to_num(ds["channel_r"].values, nan=0.0), 0, None)
+        heard = weights * (follows if follows.any() else np.ones_like(follows))[:, None]
+        lag = int(np.nanmean(np.square(heard), axis=0).argmax())
         latency = f"{float(ds['lag'].values[lag]) * 1000:.0f} ms"
         shown = (
             (
@@ -709,9 +714,9 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
                 f"weights-{key}", f"Weights {latency} after the sound: {subject}",
                 weights[:, lag], {"long_name": "weight", "units": "", "cmap": "diverging"},
                 f"Weight of the forward model of each channel for the attended talker's {space}, "
-                f"{latency} after the sound, where the weights of all channels are largest. Unlike "
-                "those of a decoder, which also cancel noise, they tell where the response is, and "
-                "its sign [@haufe2014].",
+                f"{latency} after the sound, where the weights of the channels that follow it are "
+                "largest. Unlike those of a decoder, which also cancel noise, they tell where the "
+                "response is, and its sign.",
             ),
         )  # fmt: skip
         for view, (rows, at, outlines) in views.items():
@@ -815,7 +820,8 @@ def _methods(
         "reconstruction": "linear reconstruction of the attended talker's features from delayed "
         "recordings (ridge; penalties chosen within the training trials) [@osullivan2015]",
         "forward": "forward models (temporal response functions; ridge, banded over feature "
-        "spaces), whose predictions from each talker are correlated with the recording",
+        "spaces), whose predictions from each talker are correlated with the recording, and whose "
+        "weights, unlike a decoder's, can be read as responses [@haufe2014]",
         "cca": "canonical correlation of delayed recordings and delayed sound, followed by linear "
         "discriminant analysis of the correlations",
         "cluster": "a bidirectional LSTM that names the cluster of the attended talker's voice",
