@@ -165,11 +165,12 @@ def attention_section(
     }
     if all(switching.values()):
         figures += _followed(switching, names, seed)
+    several = sum(any("trf" in ds for ds in by.values()) for by in decoded.values()) > 1
     for key, by in decoded.items():
         forward = {s: ds for s, ds in by.items() if "trf" in ds}
         if forward:
             figures += _responses(forward, key, names[key])
-            figures += _maps(forward, key)
+            figures += _maps(forward, key, names[key] if several else "")
     listeners = next(iter(decoded.values()))
     first = next(iter(listeners.values()))
     methods = _methods(decoded, names, first)
@@ -675,7 +676,7 @@ def _best(ds: xr.Dataset) -> NDArray[np.intp]:
     return order[np.isfinite(ds["trf"].values[order]).all(axis=(1, 2))]
 
 
-def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
+def _maps(by: Mapping[str, xr.Dataset], key: str, model: str = "") -> list[Figure]:
     """Draw where channels follow the attended talker and their weights at the strongest latency.
 
     Places are on the scalp, or on the brain's outline.
@@ -701,7 +702,9 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
         # Channels that follow nothing have the largest weights where nothing holds them back.
         follows = np.clip(np.nan_to_num(ds["channel_r"].values, nan=0.0), 0, None)
         heard = weights * (follows if follows.any() else np.ones_like(follows))[:, None]
-        lag = int(np.nanmean(np.square(heard), axis=0).argmax())
+        power = np.nanmean(np.square(heard), axis=0)
+        # The first and the last delay also hold what lies beyond them.
+        lag = 1 + int(power[1:-1].argmax()) if len(power) > 2 else int(power.argmax())
         latency = f"{float(ds['lag'].values[lag]) * 1000:.0f} ms"
         shown = (
             (
@@ -738,7 +741,7 @@ def _maps(by: Mapping[str, xr.Dataset], key: str) -> list[Figure]:
                     Figure(
                         f"{name}-{subject}-{view}".replace(" ", "-"),
                         "scatter",
-                        f"{title}, {view}",
+                        f"{title}, {view}" + (f" ({model})" if model else ""),
                         caption,
                         data,
                         options={"equal_axes": True, "outlines": outlines, **axes},
