@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,18 @@ EACH, N_NULL = 30, 60
 LABELLED = 0.85
 
 
+def neuroids_of(roi: Sequence[str]) -> xr.Dataset:
+    """Return neuroids of one hemisphere with these regions; their places say nothing."""
+    n = len(roi)
+    return xr.Dataset(
+        coords={
+            "neuroid_id": ("neuroid", [f"v{i:03d}" for i in range(n)]), "roi": ("neuroid", roi),
+            "hemisphere": ("neuroid", ["L"] * n),
+            **{c: ("neuroid", np.arange(n, dtype=float)) for c in "xyz"},
+        }
+    )  # fmt: skip
+
+
 def subject(stimuli: StimulusSet, folder: Path, guide: str, seed: int) -> None:
     """Simulate responses driven by unit embeddings; write the encoders of both halves."""
     clip, judging = (load_model(name, device="cpu") for name in ("small-clip", "small-judge"))
@@ -49,17 +61,9 @@ def subject(stimuli: StimulusSet, folder: Path, guide: str, seed: int) -> None:
 
     roi = [r for r in PREFERS for _ in range(EACH)]
     roi += [f"part {p}" for p in PARTS for _ in range(EACH)] + ["null"] * N_NULL
-    n = len(roi)
-    neuroids = xr.Dataset(
-        coords={
-            "neuroid_id": ("neuroid", [f"v{i:03d}" for i in range(n)]), "roi": ("neuroid", roi),
-            "hemisphere": ("neuroid", ["L"] * n),
-            **{c: ("neuroid", np.arange(n, dtype=float)) for c in "xyz"},
-        }
-    )  # fmt: skip
     made = simulate(
         features(clip, "output", "unit"), category=stimuli.index["category"].values,
-        neuroids=neuroids,
+        neuroids=neuroids_of(roi),
         preference={**PREFERS, **{f"part {p}": p for p in PARTS}},
         null=np.array([r == "null" for r in roi]), ncsnr=(0.6, 1.2), seed=seed,
     )  # fmt: skip

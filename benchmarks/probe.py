@@ -13,6 +13,7 @@ from typing import Any
 import harness
 import numpy as np
 import xarray as xr
+from braindive_truth import EACH, PREFERS, neuroids_of
 
 from brainalign.data.simulate import simulate
 from brainalign.data.stimuli import StimulusSet, read_stimuli, write_stimuli
@@ -20,8 +21,6 @@ from brainalign.encoding import AdamWProbe, fit_encoder, fit_probe, predict
 from brainalign.features import extract, load_model
 from brainalign.small_models.scenes import render_scenes
 
-PREFERS = {"FFA": "people", "EBA": "bodies", "PPA": "places", "VWFA": "words", "food": "food"}
-EACH = 30
 SCENES = {"full": (900, 600), "small": (90, 60)}
 EPOCHS = {"full": 100, "small": 2}
 #: At most this much less of the held-out correlation than ridge has.
@@ -31,16 +30,8 @@ MOST_LOSS = 0.05
 def subject(stimuli: StimulusSet, features: xr.Dataset, seed: int) -> xr.Dataset:
     """Return responses of regions that prefer a category each."""
     roi = [r for r in PREFERS for _ in range(EACH)]
-    n = len(roi)
-    neuroids = xr.Dataset(
-        coords={
-            "neuroid_id": ("neuroid", [f"v{i:03d}" for i in range(n)]), "roi": ("neuroid", roi),
-            "hemisphere": ("neuroid", ["L"] * n),
-            **{c: ("neuroid", np.arange(n, dtype=float)) for c in "xyz"},
-        }
-    )  # fmt: skip
     return simulate(
-        features, category=stimuli.index["category"].values, neuroids=neuroids,
+        features, category=stimuli.index["category"].values, neuroids=neuroids_of(roi),
         preference=PREFERS, ncsnr=(0.6, 1.2), seed=seed,
     ).responses  # fmt: skip
 

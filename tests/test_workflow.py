@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from plans import plan
 
 from brainalign.config import read_config, workflow_root
 
@@ -304,20 +305,6 @@ def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
     assert guide.invalid == "exclude"
     assert str(args["dive"].encoded[0]) in halves and str(args["judge"].encoded) in halves
     assert "encode_half" not in jobs(text) and jobs(text)["encode"] == 2
-
-
-def plan(name: str, folder: Path) -> str:
-    """Return the plan of a configuration, on a machine that has none of its data."""
-    environment = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"}
-    root = workflow_root()
-    finished = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
-         "--configfile", str(root / "configs" / f"{name}.yaml")],
-        cwd=folder, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    text = finished.stdout + finished.stderr
-    assert finished.returncode == 0, text[-6000:]
-    return text
 
 
 @pytest.fixture(scope="module")

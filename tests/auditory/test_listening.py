@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import xarray as xr
+from plans import plan
 
 from brainalign.auditory import decoders, experiment
 from brainalign.auditory.experiment import (
@@ -415,19 +413,9 @@ PLANS = {
 }  # fmt: skip
 
 
-def plan(name, folder):
+def listening_commands(name, folder):
     """Return the commands of listening that a configuration would run."""
-    pytest.importorskip("snakemake")
-    root = workflow_root()
-    finished = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-s", str(root / "Snakefile"), "-n", "-p",
-         "--configfile", str(root / "configs" / f"{name}.yaml")],
-        cwd=folder, capture_output=True, text=True,
-        env={k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"},
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    said = finished.stdout + finished.stderr
-    planned = re.findall(r"brainalign ((?:aad|trf)\S* .*?) 2> ", said)
+    planned = re.findall(r"brainalign ((?:aad|trf)\S* .*?) 2> ", plan(name, folder))
     return [_parser().parse_args(shlex.split(line.partition(" > ")[0])) for line in planned]
 
 
@@ -440,7 +428,7 @@ def test_configurations(name, tmp_path):
     decoders, n = config["listening"]["decoders"], len(study["subjects"])
     assert Counter(d["kind"] for d in decoders.values()) == kinds
     assert [k for k, d in decoders.items() if d["split"] == "subject"] == left_out
-    commands = plan(name, tmp_path)
+    commands = listening_commands(name, tmp_path)
     counts = Counter(args.command for args in commands)
     assert counts == {"aad-prepare": n, "aad-decode": n * len(decoders), "aad-section": 1}
     spaces = set(config["listening"]["spaces"])
@@ -457,7 +445,7 @@ def test_configurations(name, tmp_path):
 
 
 def test_response_functions_are_planned(tmp_path):
-    commands = plan("trf_podcast", tmp_path)
+    commands = listening_commands("trf_podcast", tmp_path)
     counts = Counter(args.command for args in commands)
     assert counts == {"aad-prepare": 9, "trf": 18, "trf-section": 1}
     fits = [args for args in commands if args.command == "trf"]
