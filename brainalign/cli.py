@@ -1044,7 +1044,9 @@ def _add_making_arguments(parser: argparse.ArgumentParser, n_images: int) -> Non
         "--encoded", type=Path, nargs="+", required=True,
         help="outputs of `encode` or `probe` that guide: several are averaged",
     )  # fmt: skip
-    parser.add_argument("--rerank", type=Path, nargs="+", help="outputs of the other half")
+    parser.add_argument(
+        "--rerank", type=Path, nargs="+", help="outputs of the other half, of the same subjects"
+    )
     parser.add_argument("--out", type=Path, required=True)
     _add_target_arguments(parser)
     parser.add_argument("--n-images", type=int, default=n_images, help="seeds, from --seed on")
@@ -1312,8 +1314,12 @@ def _parser() -> argparse.ArgumentParser:
     p = command("judge", _judge, "compare made images with natural ones by an encoder of its own")
     p.add_argument("--generated", type=json.loads, required=True, help="folders by set, as JSON")
     p.add_argument("--natural", type=Path, required=True, help="natural stimuli")
-    p.add_argument("--guide", type=Path, help="output of `encode` that guided: finds clusters")
-    p.add_argument("--encoded", type=Path, required=True, help="output of `encode` that judges")
+    p.add_argument(
+        "--guide", type=Path, nargs="+", help="outputs of `encode` that guided: find clusters"
+    )
+    p.add_argument(
+        "--encoded", type=Path, nargs="+", required=True, help="outputs of `encode` that judge"
+    )
     p.add_argument("--labeller", type=json.loads, required=True, help="model that labels: JSON")
     p.add_argument(
         "--labels",

@@ -272,13 +272,13 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
             f"{method}.study is {block['study']!r}, which is optional.", "Remove optional: true."
         )
     for role in ("model", "ranker", "judge", "check_with"):
-        name = block.get(role)
-        _known(name, config["models"], f"{method}.{role}", "models")
-        if name is not None and name not in study["models"]:
-            raise ConfigError(
-                f"{method}.{role} is {name!r}, which is not among the models of the study "
-                f"{block['study']!r}.{near(name, study['models'])}"
-            )
+        for name in _listed(block.get(role, [])):
+            _known(name, config["models"], f"{method}.{role}", "models")
+            if name not in study["models"]:
+                raise ConfigError(
+                    f"{method}.{role} is {name!r}, which is not among the models of the study "
+                    f"{block['study']!r}.{near(name, study['models'])}"
+                )
     if "subjects" not in study:
         raise ConfigError(f"{method} needs the subjects of the study {block['study']!r} by name.")
     block.setdefault("subjects", list(study["subjects"]))
@@ -287,28 +287,36 @@ def _check_encoded(config: dict[str, Any], method: str) -> None:
                f"studies.{block['study']}.subjects")  # fmt: skip
 
 
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
 def _check_synthesis(config: dict[str, Any]) -> None:
     block = config["synthesis"]
     block.setdefault("ranker", block["model"])
+    roles = ("model", "ranker", "judge")
+    block |= {role: _listed(block[role]) for role in roles}
     for role, does in (("model", "guides"), ("ranker", "ranks")):
-        if block["judge"] == block[role]:
-            raise ConfigError(
-                f"synthesis.judge is {block['judge']!r}, which {does}: the activation of images "
-                "would be measured by what chose them.",
-                "Name a model of another architecture.",
-            )
+        for name in block["judge"]:
+            if name in block[role]:
+                raise ConfigError(
+                    f"synthesis.judge is {name!r}, which {does}: the activation of images "
+                    "would be measured by what chose them.",
+                    "Name a model of another architecture.",
+                )
     _known(block.get("classifier"), config["models"], "synthesis.classifier", "models")
-    if block.get("classifier") == block["model"]:
+    if block.get("classifier") in block["model"]:
         raise ConfigError(
-            f"synthesis.classifier is {block['model']!r}, which guides: images that fool it fool "
-            "their judge.",
+            f"synthesis.classifier is {block['classifier']!r}, which guides: images that fool it "
+            "fool their judge.",
             "Name a model of another architecture.",
         )
-    for role in ("model", "ranker", "judge") if "probe" in block else ():
-        layers = config["models"][block[role]]["layers"]
+    probed = [(role, name) for role in roles for name in block[role]] if "probe" in block else []
+    for role, name in probed:
+        layers = config["models"][name]["layers"]
         if len(layers) > 1 or "*" in layers[0]:
             raise ConfigError(
-                f"synthesis.{role} is {block[role]!r}, whose layers are {', '.join(layers)}: a "
+                f"synthesis.{role} is {name!r}, whose layers are {', '.join(layers)}: a "
                 "probe is fitted to one layer.",
                 "Name one layer of that model, or leave synthesis.probe out.",
             )

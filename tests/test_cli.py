@@ -327,7 +327,7 @@ def test_what_judges_is_told_what_guided(called):
              "--labeller", '{"name": "timm:x", "seed": 3}']  # fmt: skip
     assert main(words) == 0
     given = called["judge"].call_args.kwargs
-    assert (str(given["guiding"]), str(given["encoder"])) == ("guide", "judge")
+    assert (given["guiding"], given["encoder"]) == ([Path("guide")], [Path("judge")])
     assert given["top"] == [5] and given["labels"] == {"face": ["a face"]}
     assert called["load_model"].call_args.kwargs["seed"] == 3
     assert given["labeller"] is called["load_model"].return_value

@@ -144,7 +144,7 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
     ordered = copy.deepcopy(ENCODED)
     ordered["synthesis"]["labels"] = ["face", "body", "place"]
     assert validate_config(ordered)["synthesis"]["labels"] == ["face", "body", "place"]
-    assert config["synthesis"]["ranker"] == "clip"
+    assert config["synthesis"]["ranker"] == ["clip"]
     alone = copy.deepcopy(ENCODED)
     del alone["synthesis"]["judge"]
     with pytest.raises(ConfigError, match="'judge' is missing at synthesis"):

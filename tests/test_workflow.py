@@ -303,8 +303,34 @@ def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
     )  # fmt: skip
     assert (guide.n_epochs, guide.batch_size, guide.weight_decay, guide.seed) == (7, 64, 0.02, 1)
     assert guide.invalid == "exclude"
-    assert str(args["dive"].encoded[0]) in halves and str(args["judge"].encoded) in halves
+    assert str(args["dive"].encoded[0]) in halves and str(args["judge"].encoded[0]) in halves
     assert "encode_half" not in jobs(text) and jobs(text)["encode"] == 2
+
+
+def test_several_models_guide_rank_and_judge_together(tmp_path):
+    run = Run(tmp_path)
+    config = json.loads(json.dumps(CONFIG))
+    del config["studies"]["haxby"], config["models"]["absent"], config["encoding"]["joint"]
+    config["models"] = {
+        "clip": {"name": "small-clip", "layers": ["output"], "pooling": "unit"},
+        "spatial": {"name": "small-clip", "layers": ["visual.layer4"]},
+        "judge": {"name": "small-judge", "layers": ["output"], "pooling": "unit"},
+        "labels": {"name": "small-classifier", "layers": ["output"]},
+    }
+    config["studies"]["simulated"] |= {"models": ["clip", "spatial", "judge"]}
+    config["studies"]["simulated"]["parameters"]["model"] = "clip"
+    config["synthesis"] = {
+        "study": "simulated", "model": ["clip", "spatial"], "ranker": "spatial",
+        "judge": ["judge"], "classifier": "labels", "generator": {"name": "small-diffusion"},
+        "targets": {"FFA": {"roi": "FFA"}},
+    }  # fmt: skip
+    run.write(config)
+    text = run("-n", "-p")
+    folder = "results/small/encoding-halves/simulated/sim1"
+    guides = f"{folder}/clip/1 {folder}/spatial/1"
+    assert f"brainalign dive --encoded {guides} --rerank {folder}/spatial/2 " in text
+    assert f"brainalign judge --guide {guides} --encoded {folder}/judge/2 " in text
+    assert jobs(text)["encode_half"] == 4
 
 
 @pytest.fixture(scope="module")

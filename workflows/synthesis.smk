@@ -61,7 +61,9 @@ else:
 
 
 def half_encoded(role, half):
-    return lambda w: HALF.format(study=SYNTHESIS["study"], subject=w.subject, model=SYNTHESIS[role], half=half)
+    return lambda w: [
+        HALF.format(study=SYNTHESIS["study"], subject=w.subject, model=model, half=half) for model in SYNTHESIS[role]
+    ]
 
 
 def target_options(target):
@@ -71,7 +73,7 @@ def target_options(target):
 
 def model_options_of(*roles):
     """Models that an encoder's own record does not suffice to load: from files, say."""
-    chosen = {SYNTHESIS[r]: model_settings(SYNTHESIS[r]) for r in roles}
+    chosen = {name: model_settings(name) for r in roles for name in SYNTHESIS[r]}
     return {k: v for k, v in chosen.items() if len(v) > 1} or None
 
 
@@ -210,7 +212,7 @@ rule judge:
         judge=half_encoded("judge", 2),
         stimuli=lambda w: stimuli_source(SYNTHESIS["study"]),
         # Their features lie in the store.
-        natural=lambda w: f"{OUT}/features/{SYNTHESIS['study']}/{SYNTHESIS['judge']}.json",
+        natural=lambda w: [f"{OUT}/features/{SYNTHESIS['study']}/{name}.json" for name in SYNTHESIS["judge"]],
         labels=rules.label.output.labels,
     output:
         judged=OUT + "/synthesis/judged/{subject}/{target}.nc",

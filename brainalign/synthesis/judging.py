@@ -23,11 +23,11 @@ from brainalign.features.zeroshot import zero_shot
 from brainalign.synthesis.objective import (
     Encoder,
     Target,
+    listed,
     load_source,
     parts_of,
     read_encoder,
     same_neuroids,
-    wanted_neuroids,
 )
 from brainalign.synthesis.sampling import predict_target, read_kept
 
@@ -374,7 +374,7 @@ def judge(
     generated: Mapping[str, str | Path],
     natural: str | Path,
     *,
-    encoder: str | Path,
+    encoder: str | Path | Sequence[str | Path],
     labeller: str | Path | Model,
     labels: Sequence[str] | Mapping[str, Sequence[str]],
     out: str | Path,
@@ -383,7 +383,7 @@ def judge(
     cluster: int | None = None,
     n_clusters: int | None = None,
     neuroids: Sequence[str] = (),
-    guiding: str | Path | None = None,
+    guiding: str | Path | Sequence[str | Path] | None = None,
     top: Sequence[int] = (100, 200),
     n_bootstrap: int = 1000,
     seed: int = 0,
@@ -403,8 +403,9 @@ def judge(
         ``pixel ascent``.
     natural : path
         Folder of natural stimuli.
-    encoder : path
-        The judging encoder: another model or seed, fitted on other stimuli than the guiding one.
+    encoder : path or sequence of path
+        The judging encoder, or several (subjects, models) whose predictions of the target are
+        averaged: of another model or seed and fitted on other stimuli than the guiding ones.
     labeller : str, path or Model
         See `label_images`.
     labels : sequence or mapping
@@ -413,8 +414,8 @@ def judge(
         A ``.nc`` file.
     roi, against, cluster, n_clusters, neuroids
         The target, see `Target`.
-    guiding : path, optional
-        The encoder that guided. A cluster is found in its weights and judged on the same
+    guiding : path or sequence of path, optional
+        The encoders that guided. A cluster is found in their weights and judged on the same
         neuroids.
     top, n_bootstrap, seed
         See `compare_with_natural`.
@@ -435,17 +436,22 @@ def judge(
         Of `compare_with_natural`, with ``diversity`` (mean pairwise cosine distance of the judging
         encoder's features) and ``pixel_diversity`` (set), and the images themselves: ``natural_id``
         and ``natural_activation`` (natural), ``image_set``, ``image_id``, ``image_activation`` and
-        ``image_label`` (image); ``neuroid_id`` (neuroid) of the neuroids whose mean is to be high.
+        ``image_label`` (image); ``neuroid_id`` and ``subject`` (neuroid) of the neuroids whose mean
+        is to be high.
     """
     target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
-    parts = read_encoder(encoder)
+    paths = listed(encoder)
+    judging = [read_encoder(p) for p in paths]
+    parts = [part for encoders in judging for part in encoders]
     if cluster is None:
-        weights = target.weights([parts])
+        weights = target.weights(judging)
     elif guiding is None:
         raise ConfigError("A cluster is one of the guiding encoder's weights.", "Name it: guiding.")
     else:
-        first = read_encoder(guiding)
-        weights = same_neuroids(target.weights([first]), first, parts)
+        first = [read_encoder(p) for p in listed(guiding)]
+        weights = same_neuroids(target.weights(first), first, judging)
+    own, places = _neuroids_used(parts, weights)
+    used = _summed(np.concatenate([w[w != 0] for w in weights]), places)
     found = {ALL_NATURAL: read_stimuli(natural), **{k: read_kept(v) for k, v in generated.items()}}
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "models": models}
     predicted = {
@@ -453,9 +459,8 @@ def judge(
         for k, s in found.items()
     }
     activation = {k: values for k, (values, _) in predicted.items()}
-    used = np.concatenate([w[w != 0] for w in weights])
     rises = {
-        k: rise_over_neuroids(each - predicted[ALL_NATURAL][1], used)
+        k: rise_over_neuroids(_summed(each - predicted[ALL_NATURAL][1], places), used)
         for k, (_, each) in predicted.items()
         if k != ALL_NATURAL
     }
@@ -487,19 +492,40 @@ def judge(
         natural_id=("natural", found[ALL_NATURAL].ids),
         image_id=("image", [i for k in rest for i in found[k].ids]),
         image_set=("image", [k for k in rest for _ in found[k].ids]),
-        neuroid_id=("neuroid", wanted_neuroids(parts, weights)),
+        subject=("neuroid", [who for (who, _), w in zip(own, used, strict=True) if w > 0]),
+        neuroid_id=("neuroid", [n for (_, n), w in zip(own, used, strict=True) if w > 0]),
     )
     ds.attrs |= {
         "target": target.name,
         "units": str(parts[0].attrs.get("units", "")),
-        "judging_model": str(parts[0]["model"].values),
+        "judging_model": ", ".join(dict.fromkeys(str(e["model"].values) for e in parts)),
         "labeller": model.name,
     }
-    inputs = dict.fromkeys([Path(encoder), *map(Path, generated.values())])
+    inputs = dict.fromkeys([*paths, *map(Path, generated.values())])
     config = {"target": target.name, "top": list(top), "labels": list(labels)}
     record = provenance(config=config, inputs=inputs, seed=seed)
     write(ds, Path(out), None, provenance=record, overwrite=overwrite)
     return ds
+
+
+def _neuroids_used(
+    parts: Sequence[xr.Dataset], weights: Sequence[NDArray[np.float64]]
+) -> tuple[list[tuple[str, str]], NDArray[np.intp]]:
+    """Return (subject, id) of the neuroids of a target, and which one each weight that counts is.
+
+    A neuroid that several encoders predict is there once.
+    """
+    named = [
+        (str(part.attrs.get("subject", "")), str(n))
+        for part, w in zip(parts, weights, strict=True)
+        for n in part["neuroid_id"].values[w != 0]
+    ]
+    place = {one: i for i, one in enumerate(dict.fromkeys(named))}
+    return list(place), np.array([place[one] for one in named], dtype=np.intp)
+
+
+def _summed(values: NDArray[np.float64], places: NDArray[np.intp]) -> NDArray[np.float64]:
+    return np.bincount(places, values).astype(np.float64)
 
 
 def _features(

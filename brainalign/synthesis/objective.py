@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "Encoder",
     "ImageEncoder",
     "Target",
+    "listed",
     "load_source",
     "parts_of",
     "read_encoder",
@@ -187,6 +189,11 @@ def parts_of(encoder: Encoder) -> list[xr.Dataset]:
     return [encoder] if isinstance(encoder, xr.Dataset) else list(encoder)
 
 
+def listed(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the paths of one or several encoders."""
+    return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
+
+
 def read_encoder(path: str | Path) -> list[xr.Dataset]:
     """Read an encoder: an ``encoder`` artefact, or the folder of an encoding result.
 
@@ -247,35 +254,69 @@ def wanted_neuroids(encoder: Encoder, weights: Sequence[NDArray[np.float64]]) ->
         Of each part, see `Target.weights`.
     """
     names = [e["neuroid_id"].values.astype(str) for e in parts_of(encoder)]
-    return [n for ids, w in zip(names, weights, strict=True) for n in ids[w > 0].tolist()]
+    found = [n for ids, w in zip(names, weights, strict=True) for n in ids[w > 0].tolist()]
+    return list(dict.fromkeys(found))
 
 
 def same_neuroids(
-    weights: Sequence[NDArray[np.float64]], encoder: Encoder, other: Encoder
+    weights: Sequence[NDArray[np.float64]], encoders: Sequence[Encoder], others: Sequence[Encoder]
 ) -> list[NDArray[np.float64]]:
-    """Return weights over one encoder's neuroids as weights over another encoder of its subject.
+    """Return weights over the neuroids of encoders as weights over those of other encoders.
 
-    Neuroids are told by ``neuroid_id``. Those that the other lacks are left out, and what is left
-    of the positive and of the negative weights is scaled to the same sums.
+    Neuroids are told by subject and ``neuroid_id``. What the encoders of a subject weigh together
+    its other encoders share evenly. Neuroids that one lacks are left out, and what is left of the
+    positive and of the negative weights is scaled to the same sums.
+
+    Parameters
+    ----------
+    weights : sequence of ndarray, shape (n_neuroids,)
+        One a Dataset of `encoders`, see `Target.weights`.
+    encoders, others : sequence of Dataset or sequence of Dataset
+        ``encoder`` schema, each whole or in its parts; of the same subjects, in any number.
+
+    Returns
+    -------
+    list of ndarray, shape (n_neuroids,)
+        One a Dataset of `others`, in order.
 
     Raises
     ------
     SchemaError
-        If the encoders are of different subjects, or have no neuroid of the target in common.
+        If a subject has encoders on one side only, or its encoders have no neuroid of the target
+        in common.
     """
-    ours, theirs = parts_of(encoder), parts_of(other)
-    subjects = [str(parts[0].attrs.get("subject", "")) for parts in (ours, theirs)]
-    if subjects[0] != subjects[1]:
-        raise SchemaError(f"The encoders are of subjects {subjects[0]!r} and {subjects[1]!r}.")
-    wanted = {
-        n: w
-        for e, part in zip(ours, weights, strict=True)
-        for n, w in zip(e["neuroid_id"].values.astype(str).tolist(), part.tolist(), strict=True)
-        if w
-    }
+    left = iter(weights)
+    wanted: dict[str, dict[str, float]] = {}
+    for encoder in encoders:
+        for part in parts_of(encoder):
+            mine = wanted.setdefault(_subject_of(encoder), {})
+            names = part["neuroid_id"].values.astype(str).tolist()
+            for n, w in zip(names, next(left).tolist(), strict=True):
+                if w:
+                    mine[n] = mine.get(n, 0.0) + w
+    shared = Counter(_subject_of(e) for e in others)
+    if set(shared) != set(wanted):
+        alone = min(set(shared) ^ set(wanted))
+        raise SchemaError(
+            f"The encoders are of subjects {', '.join(map(repr, sorted(wanted)))}, the others of "
+            f"{', '.join(map(repr, sorted(shared)))}; {alone!r} is not in both."
+        )
+    return [
+        w / shared[_subject_of(other)]
+        for other in others
+        for w in _over_parts(wanted[_subject_of(other)], other)
+    ]
+
+
+def _subject_of(encoder: Encoder) -> str:
+    return str(parts_of(encoder)[0].attrs.get("subject", ""))
+
+
+def _over_parts(wanted: Mapping[str, float], encoder: Encoder) -> list[NDArray[np.float64]]:
+    """Return weights by neuroid as weights over an encoder's parts, with the same sums."""
     out = [
         np.array([wanted.get(n, 0.0) for n in e["neuroid_id"].values.astype(str).tolist()])
-        for e in theirs
+        for e in parts_of(encoder)
     ]
     for sign in (1, -1):
         whole = sum(w for w in wanted.values() if sign * w > 0)

@@ -32,6 +32,7 @@ from brainalign.synthesis.objective import (
     Encoder,
     ImageEncoder,
     Target,
+    listed,
     load_source,
     parts_of,
     read_encoder,
@@ -404,8 +405,8 @@ def dive(
     roi, against, cluster, n_clusters, neuroids
         The target, see `Target`.
     rerank : path or sequence of path, optional
-        The encoders, in the order of `encoder`, that rank the images: fitted on the other half of
-        the data. Without it the guiding encoder ranks, which is written down.
+        The encoders of the same subjects that rank the images: fitted on the other half of the
+        data. Without it the guiding encoder ranks, which is written down.
     n_images : int
         How many seeds.
     seed : int
@@ -559,29 +560,19 @@ class _Maker:
         self.target, self.overwrite, self.progress = target, overwrite, progress
         self.seeds, self.keep, self.models = list(range(seed, seed + n_images)), keep, models
         self.device, self.interpolation = resolve_device(device), interpolation
-        self.paths = _paths(encoder)
+        self.paths = listed(encoder)
         self.guiding = [read_encoder(p) for p in self.paths]
         self.weights = target.weights(self.guiding)
-        self.other_paths = [] if rerank is None else _paths(rerank)
+        self.other_paths = [] if rerank is None else listed(rerank)
         self.ranking = [read_encoder(p) for p in self.other_paths]
         self.ranking_weights: list[NDArray[np.float64]] = []
         if rerank is not None:
-            if len(self.ranking) != len(self.guiding):
-                raise ConfigError(
-                    f"{len(self.ranking)} encoders came to rerank the images of "
-                    f"{len(self.guiding)} that guide; expected one for each."
-                )
-            for mine, other, w in zip(self.guiding, self.ranking, self._split(), strict=True):
-                self.ranking_weights += same_neuroids(w, mine, other)
+            self.ranking_weights = same_neuroids(self.weights, self.guiding, self.ranking)
         flat = [part for parts in self.guiding for part in parts]
         self.encoder = ImageEncoder(
             flat, self.weights, models=models, interpolation=interpolation, device=self.device
         )
         self.objective = self.encoder.objective
-
-    def _split(self) -> list[list[NDArray[np.float64]]]:
-        left = iter(self.weights)
-        return [[next(left) for _ in parts] for parts in self.guiding]
 
     def run(
         self,
@@ -674,10 +665,6 @@ class _Maker:
             provenance=record,
             overwrite=self.overwrite,
         )
-
-
-def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import tiny_pipeline as tiny
 
 from brainalign.data.stimuli import read_stimuli
 from brainalign.data.store import write
-from brainalign.errors import ConfigError, UnavailableError, UnknownNameError
+from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError
 from brainalign.synthesis import ascend_pixels, dive, load_pipeline, read_kept, sample
 from brainalign.synthesis.objective import Target
 from brainalign.synthesis.sampling import largest_batch, predict_target
@@ -20,7 +20,9 @@ def paths(tmp_path_factory, encoder, model, stimuli):
     folder = tmp_path_factory.mktemp("paths")
     tiny.pipeline().save_pretrained(folder / "pipe")
     write(encoder, folder / "one.zarr", "encoder")
-    write(tiny.encoder(model, stimuli, seed=5), folder / "two.zarr", "encoder")
+    two = tiny.encoder(model, stimuli, seed=5)
+    write(two, folder / "two.zarr", "encoder")
+    write(two.assign_attrs(subject="sub-02"), folder / "other.zarr", "encoder")
     return folder
 
 
@@ -150,7 +152,7 @@ def test_errors_come_before_the_first_seed(paths, tmp_path):
         ({"keep": 0}, ConfigError, "keep"),
         ({"schedule": "steep"}, ConfigError, "schedule"),
         ({"prompt": []}, ConfigError, "no prompt"),
-        ({"rerank": [paths / "two.zarr"] * 2}, ConfigError, "expected one for each"),
+        ({"rerank": paths / "other.zarr"}, SchemaError, "sub-02"),
     ):
         with pytest.raises(error, match=match):
             dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "x", **{**OPTIONS, **options})

@@ -215,6 +215,46 @@ def test_a_cluster_is_judged_on_the_neuroids_that_it_was_made_for(
     assert read(tmp_path / "judged.nc")["neuroid_id"].values.tolist() == expected
 
 
+def test_several_encoders_judge_together(tmp_path, model, stimuli, encoder, colours):
+    second = tiny.encoder(model, stimuli, seed=5)
+    other = second.assign_attrs(subject="sub-02")
+    for name, ds in {"one": encoder, "two": second, "other": other}.items():
+        write(ds, tmp_path / f"{name}.zarr", "encoder")
+    ascend_pixels(tmp_path / "one.zarr", out=tmp_path / "made", size=64, n_images=2, keep=1,
+                  steps=0, roi="A", device="cpu")  # fmt: skip
+
+    def judged(*names, **target):
+        return judge(
+            {"pixel ascent": tmp_path / "made"}, stimuli.folder, device="cpu", labeller=colours,
+            encoder=[tmp_path / f"{n}.zarr" for n in names], labels=["red", "green", "blue"],
+            out=tmp_path / "judged.nc", top=(5,), n_bootstrap=10, overwrite=True,
+            **{"roi": "A", **target},
+        )  # fmt: skip
+
+    one, two, both = judged("one"), judged("two"), judged("one", "two")
+    for value in ("natural_activation", "image_activation"):
+        assert np.allclose(both[value], (one[value] + two[value]) / 2, atol=1e-6)
+    # A neuroid that two encoders predict is one neuroid, those of two subjects are two.
+    ids = encoder["neuroid_id"].values[encoder["roi"].values == "A"].tolist()
+    assert both["neuroid_id"].values.tolist() == ids
+    subjects = judged("one", "other")
+    assert subjects["neuroid_id"].values.tolist() == 2 * ids
+    assert subjects["subject"].values.tolist() == [encoder.attrs["subject"]] * len(ids) + [
+        "sub-02"
+    ] * len(ids)
+    # The same neuroids of two subjects with the same numbers have each its rise in the test.
+    assert float(both["rise_p"].sel(set="pixel ascent")) != float(
+        subjects["rise_p"].sel(set="pixel ascent")
+    )
+    guides = [tmp_path / "one.zarr", tmp_path / "other.zarr"]
+    split = {"cluster": 0, "n_clusters": 2}
+    found = judged("one", "other", guiding=guides, **split)
+    expected = Target("A", **split).weights([encoder, other])
+    assert len(found["neuroid_id"]) == sum(int((w > 0).sum()) for w in expected)
+    with pytest.raises(SchemaError, match="not in both"):
+        judged("one", guiding=guides, **split)
+
+
 def test_clusters_are_shown_after_their_region(tmp_path, stimuli, encoder, colours):
     write(encoder, tmp_path / "one.zarr", "encoder")
     ascend_pixels(tmp_path / "one.zarr", out=tmp_path / "made", size=64, n_images=1, keep=1,

@@ -159,15 +159,31 @@ def test_encoders_of_joined_layers_are_followed(model, stimuli, encoder):
 def test_neuroids_are_found_in_an_encoder_of_other_data(encoder):
     order = np.array([3, 0, 9, 1, 7])
     other = encoder.isel(neuroid=order)
-    (moved,) = same_neuroids(Target("A").weights([encoder]), encoder, other)
+    (moved,) = same_neuroids(Target("A").weights([encoder]), [encoder], [other])
     assert moved == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0, 0])
-    (moved,) = same_neuroids(Target("A", "B").weights([encoder]), encoder, other)
+    (moved,) = same_neuroids(Target("A", "B").weights([encoder]), [encoder], [other])
     assert moved == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1 / 2, -1 / 2])
     with pytest.raises(SchemaError, match="in common"):
-        same_neuroids(Target("A").weights([encoder]), encoder, encoder.isel(neuroid=[1, 2]))
+        same_neuroids(Target("A").weights([encoder]), [encoder], [encoder.isel(neuroid=[1, 2])])
     with pytest.raises(SchemaError, match="sub-02"):
-        same_neuroids(Target("A").weights([encoder]), encoder,
-                      encoder.assign_attrs(subject="sub-02"))  # fmt: skip
+        same_neuroids(Target("A").weights([encoder]), [encoder],
+                      [encoder.assign_attrs(subject="sub-02")])  # fmt: skip
+
+
+def test_encoders_of_several_subjects_find_each_their_own_neuroids(encoder):
+    second = encoder.assign_attrs(subject="sub-02")
+    target = Target("A")
+    weights = target.weights([encoder, second])
+    # One subject has two other encoders, which share what its own weighs; the other lacks neuroids.
+    some = second.isel(neuroid=[3, 7])
+    first, again, left = same_neuroids(weights, [encoder, second], [encoder, encoder, some])
+    assert first == pytest.approx(weights[0] / 2) and again == pytest.approx(first)
+    assert left == pytest.approx([1 / 2, 0])
+    # Two models of one subject count together.
+    (both,) = same_neuroids(target.weights([encoder, encoder]), [encoder, encoder], [encoder])
+    assert both == pytest.approx(target.weights([encoder])[0])
+    with pytest.raises(SchemaError, match="not in both"):
+        same_neuroids(weights, [encoder, second], [encoder])
 
 
 def test_what_cannot_be_followed_is_refused(encoder, model, stimuli):
