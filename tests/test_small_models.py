@@ -358,3 +358,16 @@ def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
 def test_untrained_weights_do_not_name_scenes(barely_trained):
     """What the shipped model scores comes from its training, not from the measure."""
     assert clip.measure(barely_trained, n=120)["category"]["correct"] < 0.5
+
+
+def test_every_tower_is_one_that_the_card_describes_and_open_clip_loads(tmp_path):
+    import open_clip
+    import torch
+
+    options = {"n_scenes": 16, "batch_size": 8, "steps": 1, "n_measure": 6, "seed": 3}
+    for tower, words in {"vit": "vision transformer", "convnet": "`test_byobnet`"}.items():
+        out = clip.train_clip(tmp_path / tower, tower=tower, scenes=tmp_path / "s", **options)
+        assert words in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{out}")
+        with torch.no_grad():
+            assert model.encode_image(torch.rand(2, 3, 64, 64)).shape == (2, 128)

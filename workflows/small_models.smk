@@ -10,7 +10,7 @@ TRAINERS = {
     "small_clip": ("clip", {"seed": config["seed"], "steady_steps": 2400}),
     "small_judge": (
         "clip",
-        {"tower": "vit", "seed": config["seed"] + 7, "scenes": 8000, "steps": 3000, "steady_steps": 1500},
+        {"tower": "convnet", "seed": config["seed"] + 7, "scenes": 8000, "steps": 3000, "steady_steps": 1500},
     ),
     "small_classifier": ("classifier", {"seed": config["seed"] + 13}),
     "small_captioner": ("captioner", {"seed": config["seed"] + 1}),

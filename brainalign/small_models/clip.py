@@ -54,7 +54,8 @@ PROMPTS = {
     "food": "food",
     "objects": "an object",
 }
-#: Name of an architecture -> open_clip's settings of its image and text towers.
+#: Name of an architecture -> open_clip's settings of its image and text towers. The names that timm
+#: gives to its smallest networks begin with "test".
 TOWERS: dict[str, dict[str, dict[str, Any]]] = {
     "resnet": {
         "vision": {"width": 16, "layers": [1, 2, 2, 1], "head_width": 64},
@@ -65,6 +66,14 @@ TOWERS: dict[str, dict[str, dict[str, Any]]] = {
         "vision": {
             "patch_size": 8, "width": 64, "layers": 4, "head_width": 32, "mlp_ratio": 2.0,
             "pool_type": "avg",
+        },
+        "text": {"width": 64, "heads": 2, "layers": 1},
+    },
+    # Grouped convolutions and channel attention, and no spatial attention anywhere.
+    "convnet": {
+        "vision": {
+            "timm_model_name": "test_byobnet", "timm_model_pretrained": False, "timm_pool": "avg",
+            "timm_proj": "linear",
         },
         "text": {"width": 64, "heads": 2, "layers": 1},
     },
@@ -201,7 +210,7 @@ def train_clip(
     scenes : path, optional
         The folder for rendered scenes, where several runs share them; default `checkpoint`.
     tower : str
-        A key of `TOWERS`: a convolutional or a transformer image tower.
+        A key of `TOWERS`: CLIP's residual network, a transformer, or timm's smallest `ByobNet`.
     attention : str
         The mechanism in every attention layer of the image tower, from the first step on, such as
         ``"neighborhood:k=3"``; see `brainalign_kernels.adapters.parse`. It has no parameters: with
@@ -537,6 +546,11 @@ def _described(tower: str, attention: str) -> tuple[str, str]:
         image = f"""CLIP's
 ResNet with attention pooling (width {vision["width"]}, blocks {blocks}, pictures of
 {IMAGE_SIZE} x {IMAGE_SIZE}; `visual.layer1` to `visual.layer4`, then `visual.attnpool`)"""
+    elif tower == "convnet":
+        image = f"""timm's
+`{vision["timm_model_name"]}` (mixed residual blocks of up to 256 channels with grouped convolutions
+and channel attention, pictures of {IMAGE_SIZE} x {IMAGE_SIZE}, average pooling;
+`visual.trunk.stages.0` to `visual.trunk.stages.3`)"""
     else:
         side = IMAGE_SIZE // vision["patch_size"]
         image = f"""a

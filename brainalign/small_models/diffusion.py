@@ -584,7 +584,9 @@ def measure(
         for i, c in enumerate(CATEGORIES)
     }
     rest = labels[n * len(CATEGORIES) :]
-    _sheet([*drawn.values(), free[:n]]).save(Path(folder) / "samples.png")
+    # 256 colours, which take a third of the space.
+    sheet = _sheet([*drawn.values(), free[:n]]).quantize(256)
+    sheet.save(Path(folder) / "samples.png", optimize=True)
     return {
         "reconstruction": 10 * math.log10(4 / error),
         "label": {
