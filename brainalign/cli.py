@@ -182,6 +182,7 @@ def _features(args: argparse.Namespace) -> int:
         store=args.store,
         batch_size=args.batch_size,
         device=args.device,
+        workers=args.workers,
         autocast=args.autocast,
         attention=args.attention,
     )
@@ -1193,6 +1194,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--store", type=Path, required=True, help="folder of the feature store")
     p.add_argument("--out", type=Path, required=True, help="list of the stores, as JSON")
     p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--workers", type=int, default=2, help="threads that read images")
     p.add_argument("--device", default="auto")
     p.add_argument("--autocast", choices=("bf16", "fp16"))
     p.add_argument(

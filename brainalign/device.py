@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from brainalign.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["resolve_device", "resolve_devices"]
+__all__ = ["repeatable", "resolve_device", "resolve_devices"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -59,3 +66,51 @@ def resolve_devices(
     if len(listed) == 1 and str(listed[0]) in ("auto", "cuda") and torch.cuda.is_available():
         return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     return [resolve_device(d) for d in listed]
+
+
+def repeatable(run: Callable[[], T]) -> T:
+    """Call a function with torch's deterministic algorithms, so that a device repeats its numbers.
+
+    Without them a GPU adds up gradients in an order of the moment. Where the environment does not
+    set ``CUBLAS_WORKSPACE_CONFIG``, it is set here, as cuBLAS then needs it. What cannot be
+    computed in a fixed order is told by a warning, and computed nevertheless.
+
+    Parameters
+    ----------
+    run : callable
+        Is called again where an operation has no deterministic algorithm.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        with _deterministic(warn_only=False):
+            return run()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        logger.warning("Numbers may differ from run to run: %s", str(error).splitlines()[0])
+    with _deterministic(warn_only=True):
+        return run()
+
+
+@contextmanager
+def _deterministic(*, warn_only: bool) -> Iterator[None]:
+    import torch
+
+    # Its flag is a property of the module, which no type checker sees.
+    memory: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+        memory.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    torch.backends.cudnn.benchmark = False
+    # Only code that reads what it has not written would notice.
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]
+        memory.fill_uninitialized_memory = before[3]

@@ -76,7 +76,9 @@ def test_layers_and_features_of_a_folder_of_images(images, tmp_path, capsys):
     assert listed
     out = tmp_path / "f.json"
     words = ["features", "pixels", "--stimuli", str(images), "--store", str(tmp_path / "store")]
-    assert main([*words, "--out", str(out)]) == 0
+    assert main([*words, "--out", str(out), "--workers", "0"]) == 2
+    assert "workers must be at least 1" in capsys.readouterr().err
+    assert main([*words, "--out", str(out), "--workers", "3"]) == 0
     from brainalign.features import read_manifest
 
     layers = read_manifest(out)

@@ -38,7 +38,8 @@ rule library:
     shell:
         "brainalign features {params.model} --stimuli {params.folder} --store {params.store}"
         " --out {output} {params.options}"
-        " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
+        " --batch-size {config[features][batch_size]} --workers {threads}"
+        " --device {config[features][device]} 2> {log}"
 
 
 rule caption:

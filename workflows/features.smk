@@ -30,4 +30,5 @@ rule features:
         "brainalign features {params.model} --stimuli {params.folder} --store {params.store}"
         " --out {output} {params.options}"
         # How it is computed, not what: in no params, so that a change computes nothing again.
-        " --batch-size {config[features][batch_size]} --device {config[features][device]} 2> {log}"
+        " --batch-size {config[features][batch_size]} --workers {threads}"
+        " --device {config[features][device]} 2> {log}"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from brainalign.data.stimuli import StimulusSet, index_images, read_stimuli, write_stimuli
 from brainalign.data.store import atomic_file, fingerprint, provenance, sha256_of
-from brainalign.device import resolve_device
+from brainalign.device import repeatable, resolve_device
 from brainalign.encoding.model import predict, sources_of
 from brainalign.errors import ConfigError, UnavailableError, UnknownNameError, near
 from brainalign.features.extraction import extract
@@ -140,7 +140,8 @@ def sample(
 ) -> list[Image]:
     """Sample one image a seed, all in one batch.
 
-    The noise of a seed is drawn on the CPU in float32, whatever the device and precision.
+    The noise of a seed is drawn on the CPU in float32, whatever the device and precision, and torch
+    computes by deterministic algorithms: a device repeats the image of a seed.
 
     Parameters
     ----------
@@ -176,10 +177,14 @@ def sample(
     shape = (pipe.unet.config.in_channels, side, side)
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
     options["latents"] = torch.stack(drawn).to(pipe.device, pipe.unet.dtype)
-    if objective is None:
-        return list(pipe(prompts, **options).images)
-    with guided(pipe, objective, guidance):
-        return list(pipe(prompts, **options).images)
+
+    def run() -> list[Image]:
+        if objective is None:
+            return list(pipe(prompts, **options).images)
+        with guided(pipe, objective, guidance):
+            return list(pipe(prompts, **options).images)
+
+    return repeatable(run)
 
 
 def ascend(
@@ -217,16 +222,20 @@ def ascend(
     noise = [
         torch.randn((3, size, size), generator=torch.Generator().manual_seed(int(s))) for s in seeds
     ]
-    start = 0.5 + 0.1 * torch.stack(noise)
-    images = start.clamp(0, 1).to(resolve_device(device)).requires_grad_()
-    climber = torch.optim.Adam([images], lr=rate, maximize=True)
-    for _ in range(steps):
-        climber.zero_grad()
-        objective(images).sum().backward()
-        climber.step()
-        with torch.no_grad():
-            images.clamp_(0, 1)
-    bytes_ = (images.detach().cpu() * 255).round().to(torch.uint8).movedim(1, -1).numpy()
+    start = (0.5 + 0.1 * torch.stack(noise)).clamp(0, 1).to(resolve_device(device))
+
+    def climb() -> Tensor:
+        images = start.clone().requires_grad_()
+        climber = torch.optim.Adam([images], lr=rate, maximize=True)
+        for _ in range(steps):
+            climber.zero_grad()
+            objective(images).sum().backward()
+            climber.step()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+        return images.detach()
+
+    bytes_ = (repeatable(climb).cpu() * 255).round().to(torch.uint8).movedim(1, -1).numpy()
     return [PILImage.fromarray(b) for b in bytes_]
 
 
