@@ -160,6 +160,33 @@ def test_preference_of_each_roi_is_recovered(subject):
     assert max(np.unique(rest, return_counts=True)[1]) < 0.35 * len(rest)
 
 
+def test_parts_of_a_roi_prefer_each_their_own_category():
+    x, category = make_features(120, 6)
+    made = simulate(x, category=category, neuroids=2000, parts={"OPA": CATEGORIES[:2]}, seed=5)
+    inside = made.truth["roi"].values == "OPA"
+    wanted = made.truth["preference"].values[inside]
+    assert set(np.unique(wanted)) <= {*CATEGORIES[:2], ""}
+    y = by_repetition(made.responses).mean(axis=0)[:, inside]
+    means = np.stack([y[category == c].mean(axis=0) for c in CATEGORIES])
+    live = ~made.truth["null"].values[inside]
+    assert (np.array(CATEGORIES)[means.argmax(axis=0)] == wanted)[live].mean() > 0.95
+    for side in "LR":
+        here = made.truth["hemisphere"].values[inside] == side
+        front = made.truth["y"].values[inside][here & (wanted == CATEGORIES[1])]
+        back = made.truth["y"].values[inside][here & (wanted == CATEGORIES[0])]
+        assert abs(len(front) - len(back)) <= 1 and back.max() <= front.min()
+    # What is elsewhere is as without parts.
+    plain = simulate(x, category=category, neuroids=2000, seed=5)
+    np.testing.assert_array_equal(
+        made.responses["responses"].values[:, ~inside],
+        plain.responses["responses"].values[:, ~inside],
+    )
+    with pytest.raises(ConfigError, match="two categories or more"):
+        simulate(x, category=category, neuroids=200, parts={"OPA": CATEGORIES[:1]})
+    with pytest.raises(UnknownNameError, match="Did you mean 'OPA'"):
+        simulate(x, category=category, neuroids=200, parts={"OPB": CATEGORIES[:2]})
+
+
 def test_null_neuroids_give_uniform_p():
     x, category = make_features(120, 6)
     made = simulate(x, category=category, neuroids=1200, null=0.9, n_repetitions=2, seed=5)

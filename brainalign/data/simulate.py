@@ -115,7 +115,8 @@ class _Plan:
     category: NDArray | None
     neuroids: xr.Dataset
     layer: NDArray
-    roi_weights: dict[tuple[str, str], NDArray]
+    roi_weights: dict[tuple[str, str], NDArray]  # of what `tuned` says
+    tuned: NDArray  # ROI or part of one
     preference: NDArray
     accepted: dict[str, tuple[str, ...]]
     variation: float
@@ -148,6 +149,7 @@ def simulate(
     neuroids: int | xr.Dataset | None = None,
     layers: Mapping[str, str] | None = None,
     preference: Mapping[str, str | Sequence[str]] | None = None,
+    parts: Mapping[str, Sequence[str]] | None = None,
     directions: Mapping[str, ArrayLike] | None = None,
     variation: float = 0.3,
     generator: str = "linear",
@@ -178,6 +180,9 @@ def simulate(
         layer, the other ROIs the last, every other neuroid one drawn at random.
     preference : mapping of ROI to category, or to several labels of it, optional
         Default: the categories of `brainalign.data.cortex.ROIS` that occur in `category`.
+    parts : mapping of ROI to two or more categories, optional
+        ROIs that consist of parts of equal size, in each hemisphere from back to front, each with
+        a category of its own that it prefers.
     directions : mapping of ROI to array, shape (n_features,), optional
         Tuning in standardised features of the ROI's layer, in place of the category's.
     variation : float
@@ -231,6 +236,7 @@ def simulate(
         neuroids=neuroids,
         layers=layers,
         preference=preference,
+        parts=parts,
         directions=directions,
         variation=variation,
         generator=generator,
@@ -533,6 +539,7 @@ def _plan(
     neuroids: int | xr.Dataset | None = None,
     layers: Mapping[str, str] | None = None,
     preference: Mapping[str, str | Sequence[str]] | None = None,
+    parts: Mapping[str, Sequence[str]] | None = None,
     directions: Mapping[str, ArrayLike] | None = None,
     variation: float = 0.3,
     generator: str = "linear",
@@ -593,9 +600,22 @@ def _plan(
         layer[roi == r] = driven[r]
 
     accepted = _preferences(preference, labels, present)
+    _known(parts or {}, present, "ROI", "parts")
+    tuned = roi.astype(object)
+    for r, wanted in (parts or {}).items():
+        names_ = [f"{r}, part {k}" for k in range(1, len(wanted) + 1)]
+        if len(wanted) < 2 or r in (directions or {}):
+            raise ConfigError(f"parts needs two categories or more for {r!r}, and no direction.")
+        accepted |= _preferences(dict(zip(names_, wanted, strict=True)), labels, names_)
+        for side in np.unique(where["hemisphere"].values[roi == r]):
+            rows = np.flatnonzero((roi == r) & (where["hemisphere"].values == side))
+            rows = rows[np.argsort(where["y"].values[rows], kind="stable")]
+            for name, part in zip(names_, np.array_split(rows, len(names_)), strict=True):
+                tuned[part], driven[name] = name, driven[r]
+    tuned = tuned.astype(str)
     _known(directions or {}, [*present, *_cortex.ROIS], "ROI", "directions")
     roi_weights = {}
-    for r in present:
+    for r in sorted(set(tuned.tolist()) - {""}):
         name = driven[r]
         key = (r, name)
         if directions is not None and r in directions:
@@ -644,7 +664,8 @@ def _plan(
         neuroids=where.drop_vars("medial_wall", errors="ignore"),
         layer=layer,
         roi_weights=roi_weights,
-        preference=np.array([accepted[r][0] if r in accepted else "" for r in roi]),
+        tuned=tuned,
+        preference=np.array([accepted[r][0] if r in accepted else "" for r in tuned]),
         accepted={labels_[0]: labels_ for labels_ in accepted.values()},
         variation=float(variation),
         generator=generator,
@@ -856,7 +877,7 @@ def _signal(
     plan: _Plan, start: int, stop: int
 ) -> tuple[NDArray, dict[str, NDArray], dict[str, NDArray]]:
     n = stop - start
-    roi = plan.neuroids["roi"].values[start:stop].astype(str)
+    tuned = plan.tuned[start:stop]
     signal = np.zeros((len(plan.stimulus_id), n))
     weights = {k: np.zeros((n, plan.n_features), np.float32) for k in _large(plan)}
     mean, scale = np.zeros(n), np.ones(n)
@@ -867,9 +888,9 @@ def _signal(
             continue
         p = x.shape[1]
         w = _own_weights(plan, _WEIGHTS, start + rows, x, plan.used[name])
-        common = np.array([roi[r] != "" for r in rows])
+        common = np.array([tuned[r] != "" for r in rows])
         if common.any():
-            shared = np.stack([plan.roi_weights[roi[r], name] for r in rows[common]])
+            shared = np.stack([plan.roi_weights[tuned[r], name] for r in rows[common]])
             v = plan.variation
             w[common] = np.sqrt(1 - v) * shared + np.sqrt(v) * w[common]
         # Rounded first: what the truth holds is exactly what made the responses.
