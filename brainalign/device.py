@@ -13,7 +13,7 @@ from brainalign.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["repeatable", "resolve_device", "resolve_devices"]
+__all__ = ["Repeatable", "resolve_device", "resolve_devices"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,28 +68,38 @@ def resolve_devices(
     return [resolve_device(d) for d in listed]
 
 
-def repeatable(run: Callable[[], T]) -> T:
-    """Call a function with torch's deterministic algorithms, so that a device repeats its numbers.
+class Repeatable:
+    """Calls functions with torch's deterministic algorithms, so that a device repeats its numbers.
 
     Without them a GPU adds up gradients in an order of the moment. Where the environment does not
-    set ``CUBLAS_WORKSPACE_CONFIG``, it is set here, as cuBLAS then needs it. What cannot be
-    computed in a fixed order is told by a warning, and computed nevertheless.
-
-    Parameters
-    ----------
-    run : callable
-        Is called again where an operation has no deterministic algorithm.
+    set ``CUBLAS_WORKSPACE_CONFIG``, which cuBLAS reads when it is first used, it is set here. If an
+    operation has no deterministic algorithm, a warning says so, and from then on what has none is
+    computed nevertheless. Torch's settings are those of the process, for as long as a call lasts.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        with _deterministic(warn_only=False):
+
+    def __init__(self) -> None:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        self.strict = True
+
+    def __call__(self, run: Callable[[], T]) -> T:
+        """Return what `run` returns; it is called a second time where the first was not possible.
+
+        Parameters
+        ----------
+        run : callable
+            Without side effects.
+        """
+        if self.strict:
+            try:
+                with _deterministic(warn_only=False):
+                    return run()
+            except RuntimeError as error:
+                if "use_deterministic_algorithms" not in str(error):
+                    raise
+                logger.warning("Numbers may differ from run to run: %s", str(error).splitlines()[0])
+            self.strict = False
+        with _deterministic(warn_only=True):
             return run()
-    except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise
-        logger.warning("Numbers may differ from run to run: %s", str(error).splitlines()[0])
-    with _deterministic(warn_only=True):
-        return run()
 
 
 @contextmanager

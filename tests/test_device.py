@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from brainalign.device import repeatable
+from brainalign.device import Repeatable
 
 
 def settings():
@@ -18,25 +18,28 @@ def settings():
 
 def test_deterministic_algorithms_last_as_long_as_the_computation(monkeypatch, caplog):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    Repeatable()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    repeatable = Repeatable()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     before = settings()
     assert repeatable(settings) == (True, False, False)
     assert settings() == before and not caplog.records
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    repeatable(settings)
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    calls = []
 
     def fails():
-        raise RuntimeError("something else")
+        calls.append(settings())
+        raise RuntimeError("a deterministic world")
 
-    with pytest.raises(RuntimeError, match="something else"):
+    with pytest.raises(RuntimeError, match="world"):
         repeatable(fails)
-    assert settings() == before
+    assert settings() == before and len(calls) == 1 and repeatable.strict
 
 
-def test_what_has_no_fixed_order_is_told_and_computed(caplog):
-    calls = []
+def test_what_has_no_fixed_order_is_told_once_and_computed(caplog):
+    calls, repeatable = [], Repeatable()
 
     def put():
         calls.append(settings()[1])
@@ -44,7 +47,25 @@ def test_what_has_no_fixed_order_is_told_and_computed(caplog):
         return torch.zeros(3).put_(torch.tensor([1]), torch.tensor([2.0]))
 
     with pytest.warns(UserWarning, match="deterministic"):
-        found = repeatable(put)
-    assert found.tolist() == [0, 2, 0] and calls == [False, True]
-    assert "put_" in caplog.text and "may differ from run to run" in caplog.text
+        found = [repeatable(put), repeatable(put)]
+    assert [x.tolist() for x in found] == 2 * [[0, 2, 0]] and calls == [False, True, True]
+    assert len(caplog.records) == 1 and "put_" in caplog.text
     assert settings()[0] is False
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_repeats_gradients():
+    from torch import nn
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.Upsample(scale_factor=2), nn.Conv2d(16, 4, 3)
+    ).cuda()
+    repeatable, x = Repeatable(), torch.rand(8, 3, 64, 64, device="cuda")
+
+    def gradient():
+        shown = x.clone().requires_grad_()
+        q = net(shown).flatten(2)
+        nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+        return shown.grad
+
+    assert torch.equal(repeatable(gradient), repeatable(gradient)) and repeatable.strict

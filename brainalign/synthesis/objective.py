@@ -121,7 +121,8 @@ class Target:
         UnknownNameError
             For a ROI or a neuroid that an encoder does not have.
         SchemaError
-            If weights that are clustered together are of different features.
+            If weights that are clustered together are of different features, or one of several
+            encoders that are clustered does not say whose it is.
         """
         groups = [parts_of(e) for e in encoders]
         if self.n_clusters is not None:
@@ -150,38 +151,46 @@ class Target:
         r"""Return the cluster of every neuroid of each Dataset, -1 outside the ROI.
 
         What is clustered are the directions of :math:`W / \sigma`
-        (`brainalign.encoding.feature_weights`). No seed is asked for: whoever makes images for a
-        cluster and whoever judges them must find the same one.
+        (`brainalign.encoding.feature_weights`). A neuroid that several encoders predict has theirs
+        one after the other, each of unit norm, and one cluster in all of them. No seed is asked
+        for: whoever makes images for a cluster and whoever judges them must find the same one.
         """
         if self.roi is None or self.n_clusters is None:
             raise ConfigError("There are clusters only of a ROI, with n_clusters.")
-        groups = [parts_of(e) for e in encoders]
-        flat = [e for parts in groups for e in parts]
-        inside = [m for parts in groups for m in _inside(parts, self.roi)]
-        features = {json.dumps(sources_of(e)) for e, m in zip(flat, inside, strict=True) if m.any()}
-        if len(features) > 1:
+        subjects = _subjects_of(encoders)
+        inside = [_inside(parts_of(e), self.roi) for e in encoders]
+        directions: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+        features: dict[tuple[str, str], list[str]] = {}
+        for encoder, subject, masks in zip(encoders, subjects, inside, strict=True):
+            for part, mask in zip(parts_of(encoder), masks, strict=True):
+                if not mask.any():
+                    continue
+                some = part.isel(neuroid=np.flatnonzero(mask))
+                w = feature_weights(some).reshape(some.sizes["neuroid"], -1)
+                norm = np.linalg.norm(w, axis=1, keepdims=True)
+                unit = np.divide(w, norm, out=np.zeros_like(w), where=norm > 0)
+                for n, x in zip(_ids(some), unit, strict=True):
+                    directions.setdefault((subject, n), []).append(x)
+                    features.setdefault((subject, n), []).append(json.dumps(sources_of(part)))
+        if len({tuple(f) for f in features.values()}) > 1:
             raise SchemaError(
-                f"The weights of {self.roi} are of different layers or models; their directions "
-                "cannot be compared.",
-                "Fit the encoder to one layer, or choose one layer a ROI.",
+                f"The weights of neuroids of {self.roi} are of different layers or models; their "
+                "directions cannot be compared.",
+                "Fit each encoder to one layer, the same for all neuroids and subjects.",
             )
-        w = [
-            feature_weights(e.isel(neuroid=np.flatnonzero(m)))
-            for e, m in zip(flat, inside, strict=True)
-        ]
         # A neuroid that nothing predicts has no direction.
-        directed = [np.linalg.norm(x.reshape(len(x), -1), axis=1) > 0 for x in w]
-        stacked = np.concatenate(
-            [x[d] for x, d, m in zip(w, directed, inside, strict=True) if m.any()]
-        )
-        labels, _ = spherical_kmeans(stacked, self.n_clusters)
-        out, start = [], 0
-        for m, d in zip(inside, directed, strict=True):
-            label = np.full(len(m), -1, dtype=np.intp)
-            label[np.flatnonzero(m)[d]] = labels[start : start + d.sum()]
-            start += int(d.sum())
-            out.append(label)
-        return out
+        stacked = {k: np.concatenate(x) for k, x in directions.items() if any(map(np.any, x))}
+        labels, _ = spherical_kmeans(np.stack(list(stacked.values())), self.n_clusters)
+        label = dict(zip(stacked, labels.tolist(), strict=True))
+        return [
+            np.array(
+                [label.get((subject, n), -1) if i else -1
+                 for n, i in zip(_ids(part), mask.tolist(), strict=True)],
+                dtype=np.intp,
+            )
+            for encoder, subject, masks in zip(encoders, subjects, inside, strict=True)
+            for part, mask in zip(parts_of(encoder), masks, strict=True)
+        ]  # fmt: skip
 
 
 def parts_of(encoder: Encoder) -> list[xr.Dataset]:
@@ -249,7 +258,7 @@ def wanted_neuroids(encoder: Encoder, weights: Sequence[NDArray[np.float64]]) ->
     Parameters
     ----------
     encoder : Dataset or sequence of Dataset
-        One encoder, or its parts.
+        One encoder, its parts, or those of several encoders of one subject.
     weights : sequence of ndarray, shape (n_neuroids,)
         Of each part, see `Target.weights`.
     """
@@ -285,16 +294,16 @@ def same_neuroids(
         If a subject has encoders on one side only, or its encoders have no neuroid of the target
         in common.
     """
-    left = iter(weights)
+    # Encoders of one person need not say whose they are.
+    ours, theirs = _subjects_of(encoders), _subjects_of(others)
+    parts = [(who, part) for who, e in zip(ours, encoders, strict=True) for part in parts_of(e)]
     wanted: dict[str, dict[str, float]] = {}
-    for encoder in encoders:
-        for part in parts_of(encoder):
-            mine = wanted.setdefault(_subject_of(encoder), {})
-            names = part["neuroid_id"].values.astype(str).tolist()
-            for n, w in zip(names, next(left).tolist(), strict=True):
-                if w:
-                    mine[n] = mine.get(n, 0.0) + w
-    shared = Counter(_subject_of(e) for e in others)
+    for (who, part), over in zip(parts, weights, strict=True):
+        mine = wanted.setdefault(who, {})
+        for n, w in zip(_ids(part), over.tolist(), strict=True):
+            if w:
+                mine[n] = mine.get(n, 0.0) + w
+    shared = Counter(theirs)
     if set(shared) != set(wanted):
         alone = min(set(shared) ^ set(wanted))
         raise SchemaError(
@@ -302,22 +311,32 @@ def same_neuroids(
             f"{', '.join(map(repr, sorted(shared)))}; {alone!r} is not in both."
         )
     return [
-        w / shared[_subject_of(other)]
-        for other in others
-        for w in _over_parts(wanted[_subject_of(other)], other)
+        w / shared[who]
+        for who, other in zip(theirs, others, strict=True)
+        for w in _over_parts(wanted[who], other)
     ]
 
 
-def _subject_of(encoder: Encoder) -> str:
-    return str(parts_of(encoder)[0].attrs.get("subject", ""))
+def _subjects_of(encoders: Sequence[Encoder]) -> list[str]:
+    """Return whose each encoder is; of several each has to say it."""
+    found = [str(parts_of(e)[0].attrs.get("subject", "")) for e in encoders]
+    if len(found) > 1 and not all(found):
+        raise SchemaError(
+            "Of several encoders each must name its subject; without it their neuroids cannot be "
+            "told apart.",
+            "Set attrs['subject'].",
+        )
+    return found
+
+
+def _ids(part: xr.Dataset) -> list[str]:
+    ids: list[str] = part["neuroid_id"].values.astype(str).tolist()
+    return ids
 
 
 def _over_parts(wanted: Mapping[str, float], encoder: Encoder) -> list[NDArray[np.float64]]:
     """Return weights by neuroid as weights over an encoder's parts, with the same sums."""
-    out = [
-        np.array([wanted.get(n, 0.0) for n in e["neuroid_id"].values.astype(str).tolist()])
-        for e in parts_of(encoder)
-    ]
+    out = [np.array([wanted.get(n, 0.0) for n in _ids(e)]) for e in parts_of(encoder)]
     for sign in (1, -1):
         whole = sum(w for w in wanted.values() if sign * w > 0)
         here = sum(float(w[sign * w > 0].sum()) for w in out)

@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from brainalign.data.stimuli import StimulusSet, index_images, read_stimuli, write_stimuli
 from brainalign.data.store import atomic_file, fingerprint, provenance, sha256_of
-from brainalign.device import repeatable, resolve_device
+from brainalign.device import Repeatable, resolve_device
 from brainalign.encoding.model import predict, sources_of
 from brainalign.errors import ConfigError, UnavailableError, UnknownNameError, near
 from brainalign.features.extraction import extract
@@ -140,8 +141,7 @@ def sample(
 ) -> list[Image]:
     """Sample one image a seed, all in one batch.
 
-    The noise of a seed is drawn on the CPU in float32, whatever the device and precision, and torch
-    computes by deterministic algorithms: a device repeats the image of a seed.
+    The noise of a seed is drawn on the CPU in float32, whatever the device and precision.
 
     Parameters
     ----------
@@ -177,14 +177,10 @@ def sample(
     shape = (pipe.unet.config.in_channels, side, side)
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
     options["latents"] = torch.stack(drawn).to(pipe.device, pipe.unet.dtype)
-
-    def run() -> list[Image]:
-        if objective is None:
-            return list(pipe(prompts, **options).images)
-        with guided(pipe, objective, guidance):
-            return list(pipe(prompts, **options).images)
-
-    return repeatable(run)
+    if objective is None:
+        return list(pipe(prompts, **options).images)
+    with guided(pipe, objective, guidance):
+        return list(pipe(prompts, **options).images)
 
 
 def ascend(
@@ -222,20 +218,16 @@ def ascend(
     noise = [
         torch.randn((3, size, size), generator=torch.Generator().manual_seed(int(s))) for s in seeds
     ]
-    start = (0.5 + 0.1 * torch.stack(noise)).clamp(0, 1).to(resolve_device(device))
-
-    def climb() -> Tensor:
-        images = start.clone().requires_grad_()
-        climber = torch.optim.Adam([images], lr=rate, maximize=True)
-        for _ in range(steps):
-            climber.zero_grad()
-            objective(images).sum().backward()
-            climber.step()
-            with torch.no_grad():
-                images.clamp_(0, 1)
-        return images.detach()
-
-    bytes_ = (repeatable(climb).cpu() * 255).round().to(torch.uint8).movedim(1, -1).numpy()
+    start = 0.5 + 0.1 * torch.stack(noise)
+    images = start.clamp(0, 1).to(resolve_device(device)).requires_grad_()
+    climber = torch.optim.Adam([images], lr=rate, maximize=True)
+    for _ in range(steps):
+        climber.zero_grad()
+        objective(images).sum().backward()
+        climber.step()
+        with torch.no_grad():
+            images.clamp_(0, 1)
+    bytes_ = (images.detach().cpu() * 255).round().to(torch.uint8).movedim(1, -1).numpy()
     return [PILImage.fromarray(b) for b in bytes_]
 
 
@@ -400,6 +392,7 @@ def dive(
 
     Every seed's image is a file of its own in ``OUT.seeds``, whole or not there: a run that was
     killed goes on where it was, with the batches of an unbroken run, and ends with the same images.
+    Torch computes by deterministic algorithms, so that a device repeats the image of a seed.
     The folder `out` appears when all are made and ranked.
 
     Parameters
@@ -569,6 +562,7 @@ class _Maker:
         self.target, self.overwrite, self.progress = target, overwrite, progress
         self.seeds, self.keep, self.models = list(range(seed, seed + n_images)), keep, models
         self.device, self.interpolation = resolve_device(device), interpolation
+        self.repeatable = Repeatable()
         self.paths = listed(encoder)
         self.guiding = [read_encoder(p) for p in self.paths]
         self.weights = target.weights(self.guiding)
@@ -606,7 +600,7 @@ class _Maker:
         }  # fmt: skip
         parts = self.out.with_name(self.out.name + ".seeds") / sha256_of(config)[:16]
         parts.mkdir(parents=True, exist_ok=True)
-        at_once = self._batch_size(parts, batch_size, trial)
+        at_once = self._batch_size(parts, batch_size, lambda n: self.repeatable(partial(trial, n)))
         batches = [self.seeds[i : i + at_once] for i in range(0, len(self.seeds), at_once)]
         with tqdm(
             total=len(self.seeds), desc=self.target.name, unit="image",
@@ -615,10 +609,11 @@ class _Maker:
             for batch in batches:
                 files = [parts / f"{s:08d}.png" for s in batch]
                 if not all(f.is_file() for f in files):
-                    for file, image in zip(files, make(batch), strict=True):
+                    made = self.repeatable(partial(make, batch))
+                    for file, image in zip(files, made, strict=True):
                         if not file.is_file():
-                            with atomic_file(file) as made:
-                                image.save(made, format="PNG")
+                            with atomic_file(file) as begun:
+                                image.save(begun, format="PNG")
                 bar.update(len(batch))
         made_ = index_images(parts, pattern="*.png").select([f"{s:08d}" for s in self.seeds])
         done = self._write(made_, config, at_once)

@@ -14,7 +14,7 @@ from brainalign.data.store import read, write
 from brainalign.encoding import spherical_kmeans
 from brainalign.errors import ConfigError, SchemaError
 from brainalign.features import load_model
-from brainalign.synthesis import ascend_pixels, judge
+from brainalign.synthesis import ascend_pixels, judge, predict_target, read_kept
 from brainalign.synthesis.judging import (
     ALL_NATURAL,
     compare_with_natural,
@@ -242,15 +242,27 @@ def test_several_encoders_judge_together(tmp_path, model, stimuli, encoder, colo
     assert subjects["subject"].values.tolist() == [encoder.attrs["subject"]] * len(ids) + [
         "sub-02"
     ] * len(ids)
-    # The same neuroids of two subjects with the same numbers have each its rise in the test.
-    assert float(both["rise_p"].sel(set="pixel ascent")) != float(
-        subjects["rise_p"].sel(set="pixel ascent")
-    )
+    # The test over neuroids has each of them once.
+    for found, of in ((both, [encoder, second]), (subjects, [encoder, other])):
+        weights = Target("A").weights(of)
+        shown = [read_kept(tmp_path / "made"), stimuli]
+        rises = np.array([
+            np.subtract(*[predict_target(e, [w], s, device="cpu")[1] for s in shown])
+            for e, w in zip(of, weights, strict=True)
+        ])  # fmt: skip
+        used = np.array([w[w != 0] for w in weights])
+        if found is both:
+            rises, used = rises.sum(0), used.sum(0)
+        expected = rise_over_neuroids(rises.ravel(), used.ravel())
+        assert float(found["rise_p"].sel(set="pixel ascent")) == pytest.approx(expected, rel=1e-5)
     guides = [tmp_path / "one.zarr", tmp_path / "other.zarr"]
     split = {"cluster": 0, "n_clusters": 2}
     found = judged("one", "other", guiding=guides, **split)
     expected = Target("A", **split).weights([encoder, other])
     assert len(found["neuroid_id"]) == sum(int((w > 0).sum()) for w in expected)
+    # Two encoders of one subject have the same neuroids in a cluster.
+    weights = Target("A", **split).weights([encoder, second])
+    assert np.array_equal(weights[0], weights[1]) and 0 < (weights[0] > 0).sum() < len(ids)
     with pytest.raises(SchemaError, match="not in both"):
         judged("one", guiding=guides, **split)
 

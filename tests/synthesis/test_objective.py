@@ -184,6 +184,36 @@ def test_encoders_of_several_subjects_find_each_their_own_neuroids(encoder):
     assert both == pytest.approx(target.weights([encoder])[0])
     with pytest.raises(SchemaError, match="not in both"):
         same_neuroids(weights, [encoder, second], [encoder])
+    with pytest.raises(ValueError, match="shorter"):
+        same_neuroids(weights[:1], [encoder, second], [encoder, second])
+    nobody = [e.assign_attrs(subject="") for e in (encoder, second)]
+    with pytest.raises(SchemaError, match="must name its subject"):
+        same_neuroids(target.weights(nobody), nobody, nobody)
+
+
+def test_layers_that_guide_together_are_clustered_together(model, stimuli, encoder):
+    """Two layers see one half of a region's difference each; only both see all of it."""
+    rng = np.random.default_rng(0)
+    planted = np.arange(encoder.sizes["neuroid"]) % 2
+    common = rng.standard_normal((2, encoder.sizes["feature"]))
+
+    def planted_in(layer, seed):
+        w = common[planted] + 0.2 * np.random.default_rng(seed).standard_normal(
+            (len(planted), encoder.sizes["feature"])
+        )
+        return encoder.assign(
+            weights=(encoder["weights"].dims, w * encoder["feature_scale"].values)
+        ).assign_coords(layer=layer)
+
+    both = [planted_in("a", 1), planted_in("b", 2)]
+    target = Target("A", cluster=0, n_clusters=2)
+    first, second = target.clusters(both)
+    inside = encoder["roi"].values == "A"
+    assert np.array_equal(first, second) and (first[~inside] == -1).all()
+    assert len({(a, b) for a, b in zip(first[inside], planted[inside], strict=True)}) == 2
+    # A neuroid that one layer alone has cannot be compared with the others.
+    with pytest.raises(SchemaError, match="different layers"):
+        target.clusters([both[0], both[1].isel(neuroid=slice(1, None))])
 
 
 def test_what_cannot_be_followed_is_refused(encoder, model, stimuli):
