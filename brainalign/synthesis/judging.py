@@ -433,11 +433,11 @@ def judge(
     Returns
     -------
     Dataset
-        Of `compare_with_natural`, with ``diversity`` (mean pairwise cosine distance of the judging
-        encoder's features) and ``pixel_diversity`` (set), and the images themselves: ``natural_id``
-        and ``natural_activation`` (natural), ``image_set``, ``image_id``, ``image_activation`` and
-        ``image_label`` (image); ``neuroid_id`` and ``subject`` (neuroid) of the neuroids whose mean
-        is to be high.
+        Of `compare_with_natural`, with ``diversity`` (mean pairwise cosine distance of the
+        features, of a judging encoder, that weigh most in the target) and ``pixel_diversity``
+        (set), and the images themselves: ``natural_id`` and ``natural_activation`` (natural),
+        ``image_set``, ``image_id``, ``image_activation`` and ``image_label`` (image);
+        ``neuroid_id`` and ``subject`` (neuroid) of the neuroids whose mean is to be high.
     """
     target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     paths = listed(encoder)
@@ -501,7 +501,8 @@ def judge(
         "judging_model": ", ".join(dict.fromkeys(str(e["model"].values) for e in parts)),
         "labeller": model.name,
     }
-    inputs = dict.fromkeys([*paths, *map(Path, generated.values())])
+    guides = [] if cluster is None or guiding is None else listed(guiding)
+    inputs = dict.fromkeys([*paths, *guides, *map(Path, generated.values())])
     config = {"target": target.name, "top": list(top), "labels": list(labels)}
     record = provenance(config=config, inputs=inputs, seed=seed)
     write(ds, Path(out), None, provenance=record, overwrite=overwrite)
