@@ -162,7 +162,10 @@ def test_preference_of_each_roi_is_recovered(subject):
 
 def test_parts_of_a_roi_prefer_each_their_own_category():
     x, category = make_features(120, 6)
-    made = simulate(x, category=category, neuroids=2000, parts={"OPA": CATEGORIES[:2]}, seed=5)
+    # One part shares the first label of another ROI's preference.
+    options = {"category": category, "neuroids": 2000, "seed": 5}
+    options["preference"] = {"EBA": ["people", "bodies"], "PPA": "places"}
+    made = simulate(x, parts={"OPA": CATEGORIES[:2]}, **options)
     inside = made.truth["roi"].values == "OPA"
     wanted = made.truth["preference"].values[inside]
     assert set(np.unique(wanted)) <= {*CATEGORIES[:2], ""}
@@ -175,16 +178,53 @@ def test_parts_of_a_roi_prefer_each_their_own_category():
         front = made.truth["y"].values[inside][here & (wanted == CATEGORIES[1])]
         back = made.truth["y"].values[inside][here & (wanted == CATEGORIES[0])]
         assert abs(len(front) - len(back)) <= 1 and back.max() <= front.min()
+    part = np.where(wanted == CATEGORIES[0], "OPA, part 1", "OPA, part 2")
+    assert np.array_equal(made.truth["part"].values[inside][live], part[live])
+    assert set(made.truth["part"].values[~inside]) == {""}
+    signal = true_responses(made.truth, x).values[:, inside].astype(float)
+    own = [signal[category == c, v].mean() - signal[category != c, v].mean()
+           for v, c in enumerate(wanted)]  # fmt: skip
+    selectivity = made.truth["selectivity"].values[inside]
+    np.testing.assert_allclose(selectivity[live], np.array(own)[live], rtol=1e-4, atol=1e-5)
     # What is elsewhere is as without parts.
-    plain = simulate(x, category=category, neuroids=2000, seed=5)
-    np.testing.assert_array_equal(
-        made.responses["responses"].values[:, ~inside],
-        plain.responses["responses"].values[:, ~inside],
-    )
-    with pytest.raises(ConfigError, match="two categories or more"):
-        simulate(x, category=category, neuroids=200, parts={"OPA": CATEGORIES[:1]})
+    plain = simulate(x, **options)
+    for ours, theirs in ((made.truth, plain.truth), (made.responses, plain.responses)):
+        xr.testing.assert_identical(ours.isel(neuroid=~inside), theirs.isel(neuroid=~inside))
+
+
+def test_parts_of_a_roi_that_no_neuroid_has_are_without_effect():
+    x, category = make_features(60, 6)
+    where = cortex.neuroids(200, seed=0)
+    options = {"category": category, "neuroids": where.isel(neuroid=where["roi"].values != "OPA")}
+    made, plain = (simulate(x, parts=p, **options) for p in ({"OPA": ["food", "words"]}, None))
+    xr.testing.assert_identical(made.truth, plain.truth)
+    xr.testing.assert_identical(made.responses, plain.responses)
+
+
+def test_parts_that_cannot_be_are_refused():
+    x, category = make_features(60, 6)
+    where = cortex.neuroids(2000, seed=0)
+    opa = where["roi"].values == "OPA"
+    two = list(CATEGORIES[:2])
+    few = where.isel(neuroid=np.flatnonzero(~opa | (opa.cumsum() <= 1)))
+
+    def made(parts, neuroids=where, **options):
+        return simulate(x, category=category, neuroids=neuroids, parts=parts, **options)
+
+    with pytest.raises(SchemaError, match="'y'"):
+        made({"OPA": two}, where.drop_vars("y"))
+    with pytest.raises(ConfigError, match="'OPA' has 1 neuroids in hemisphere .*too few"):
+        made({"OPA": two}, few)
+    for given in ({"preference": {"OPA": "food"}}, {"directions": {"OPA": np.ones(6)}}):
+        with pytest.raises(ConfigError, match="'OPA' is in parts, and"):
+            made({"OPA": two}, **given)
+    for wrong in ("food", two[:1], [], ["food", ""], ["food", []]):
+        with pytest.raises(ConfigError, match="list of two categories or more for 'OPA'"):
+            made({"OPA": wrong})
+    with pytest.raises(UnknownNameError, match="'OPA' prefers 'foot'.*Did you mean 'food'"):
+        made({"OPA": ["people", "foot"]})
     with pytest.raises(UnknownNameError, match="Did you mean 'OPA'"):
-        simulate(x, category=category, neuroids=200, parts={"OPB": CATEGORIES[:2]})
+        made({"OPB": two})
 
 
 def test_null_neuroids_give_uniform_p():

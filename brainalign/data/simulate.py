@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,10 @@ class Simulation:
     truth : xarray.Dataset
         On ``neuroid``: weights (neuroid, feature), second_weights (quadratic generator only),
         intercept, ncsnr (0 for null), noise_sd, ceiling (of the mean of all repetitions),
-        ceiling_single (of one presentation), null, layer, preference, selectivity (mean signal of
-        the preferred category minus that of the others), signal_mean, signal_scale. On
-        ``layer_name``: n_features, and with ``feature``: feature_mean, feature_scale.
+        ceiling_single (of one presentation), null, layer, part (such as "OPA, part 1"; "" where
+        the ROI has none), preference, selectivity (mean signal of the preferred category minus
+        that of the others), signal_mean, signal_scale. On ``layer_name``: n_features, and with
+        ``feature``: feature_mean, feature_scale.
     """
 
     responses: xr.Dataset
@@ -117,8 +118,7 @@ class _Plan:
     layer: NDArray
     roi_weights: dict[tuple[str, str], NDArray]  # of what `tuned` says
     tuned: NDArray  # ROI or part of one
-    preference: NDArray
-    accepted: dict[str, tuple[str, ...]]
+    accepted: dict[str, tuple[str, ...]]  # labels that what `tuned` says prefers
     variation: float
     generator: str
     ncsnr: NDArray
@@ -149,7 +149,7 @@ def simulate(
     neuroids: int | xr.Dataset | None = None,
     layers: Mapping[str, str] | None = None,
     preference: Mapping[str, str | Sequence[str]] | None = None,
-    parts: Mapping[str, Sequence[str]] | None = None,
+    parts: Mapping[str, Sequence[str | Sequence[str]]] | None = None,
     directions: Mapping[str, ArrayLike] | None = None,
     variation: float = 0.3,
     generator: str = "linear",
@@ -180,9 +180,10 @@ def simulate(
         layer, the other ROIs the last, every other neuroid one drawn at random.
     preference : mapping of ROI to category, or to several labels of it, optional
         Default: the categories of `brainalign.data.cortex.ROIS` that occur in `category`.
-    parts : mapping of ROI to two or more categories, optional
-        ROIs that consist of parts of equal size, in each hemisphere from back to front, each with
-        a category of its own that it prefers.
+    parts : mapping of ROI to two or more categories, each one label or several, optional
+        ROIs that consist of parts of equal size, in each hemisphere from back to front (along y),
+        each with a category of its own that it prefers. They cannot be in `preference` or
+        `directions` too.
     directions : mapping of ROI to array, shape (n_features,), optional
         Tuning in standardised features of the ROI's layer, in place of the category's.
     variation : float
@@ -218,11 +219,13 @@ def simulate(
     Raises
     ------
     SchemaError
-        If features are not matrices of finite numbers over the same stimuli, or lengths differ.
+        If features are not matrices of finite numbers over the same stimuli, lengths differ, or
+        neuroids lack a coordinate that is needed (for `parts` also y).
     UnknownNameError
         If a generator, layer, ROI or category is not known.
     ConfigError
-        If a number is out of its range.
+        If a number is out of its range, or a ROI of `parts` has fewer than two categories, fewer
+        neuroids in a hemisphere than parts, or another tuning as well.
 
     Notes
     -----
@@ -539,7 +542,7 @@ def _plan(
     neuroids: int | xr.Dataset | None = None,
     layers: Mapping[str, str] | None = None,
     preference: Mapping[str, str | Sequence[str]] | None = None,
-    parts: Mapping[str, Sequence[str]] | None = None,
+    parts: Mapping[str, Sequence[str | Sequence[str]]] | None = None,
     directions: Mapping[str, ArrayLike] | None = None,
     variation: float = 0.3,
     generator: str = "linear",
@@ -577,7 +580,7 @@ def _plan(
         raise SchemaError(f"category has shape {labels.shape}; there are {len(ids)} stimuli.")
 
     where = neuroids if isinstance(neuroids, xr.Dataset) else _cortex.neuroids(neuroids, seed=seed)
-    for name in ("neuroid_id", "roi", "hemisphere"):
+    for name in ("neuroid_id", "roi", "hemisphere", *(("y",) if parts else ())):
         if name not in where.coords or where[name].dims != ("neuroid",):
             raise SchemaError(f"neuroids must have the coordinate {name!r} on 'neuroid'.")
     n = where.sizes["neuroid"]
@@ -600,23 +603,12 @@ def _plan(
         layer[roi == r] = driven[r]
 
     accepted = _preferences(preference, labels, present)
-    _known(parts or {}, present, "ROI", "parts")
-    tuned = roi.astype(object)
-    for r, wanted in (parts or {}).items():
-        names_ = [f"{r}, part {k}" for k in range(1, len(wanted) + 1)]
-        if len(wanted) < 2 or r in (directions or {}):
-            raise ConfigError(f"parts needs two categories or more for {r!r}, and no direction.")
-        accepted |= _preferences(dict(zip(names_, wanted, strict=True)), labels, names_)
-        for side in np.unique(where["hemisphere"].values[roi == r]):
-            rows = np.flatnonzero((roi == r) & (where["hemisphere"].values == side))
-            rows = rows[np.argsort(where["y"].values[rows], kind="stable")]
-            for name, part in zip(names_, np.array_split(rows, len(names_)), strict=True):
-                tuned[part], driven[name] = name, driven[r]
-    tuned = tuned.astype(str)
+    tuned, of_parts = _cut(parts or {}, where, labels, {*(preference or {}), *(directions or {})})
+    accepted |= of_parts
     _known(directions or {}, [*present, *_cortex.ROIS], "ROI", "directions")
     roi_weights = {}
     for r in sorted(set(tuned.tolist()) - {""}):
-        name = driven[r]
+        name = str(layer[tuned == r][0])
         key = (r, name)
         if directions is not None and r in directions:
             w = np.asarray(directions[r], dtype=np.float64)
@@ -665,8 +657,7 @@ def _plan(
         layer=layer,
         roi_weights=roi_weights,
         tuned=tuned,
-        preference=np.array([accepted[r][0] if r in accepted else "" for r in tuned]),
-        accepted={labels_[0]: labels_ for labels_ in accepted.values()},
+        accepted=accepted,
         variation=float(variation),
         generator=generator,
         ncsnr=snr,
@@ -773,6 +764,41 @@ def _preferences(
         if several:
             chosen[r] = several
     return chosen
+
+
+def _cut(
+    parts: Mapping[str, Sequence[str | Sequence[str]]],
+    where: xr.Dataset,
+    labels: NDArray | None,
+    taken: Collection[str],
+) -> tuple[NDArray, dict[str, tuple[str, ...]]]:
+    """Return the ROI, or the part of one, of each neuroid, and the labels that each part prefers.
+
+    `taken` are the ROIs whose tuning is given otherwise.
+    """
+    roi, hemisphere = (where[k].values.astype(str) for k in ("roi", "hemisphere"))
+    known = [*sorted(set(roi.tolist()) - {""}), *_cortex.ROIS]
+    _known(parts, known, "ROI", "parts")
+    tuned, accepted = roi.astype(object), {}
+    for r, wanted in parts.items():
+        if isinstance(wanted, str) or len(wanted) < 2 or not all(wanted):
+            raise ConfigError(f"parts needs a list of two categories or more for {r!r}; got "
+                              f"{wanted!r}.")  # fmt: skip
+        if r in taken:
+            raise ConfigError(f"{r!r} is in parts, and in preference or directions too.",
+                              "Name it in one of them.")  # fmt: skip
+        names = [f"{r}, part {k}" for k in range(1, len(wanted) + 1)]
+        for name, category in zip(names, wanted, strict=True):
+            accepted[name] = _preferences({r: category}, labels, known)[r]
+        for side in np.unique(hemisphere[roi == r]):
+            rows = np.flatnonzero((roi == r) & (hemisphere == side))
+            if len(rows) < len(names):
+                raise ConfigError(f"{r!r} has {len(rows)} neuroids in hemisphere {side}; that is "
+                                  f"too few for {len(names)} parts.")  # fmt: skip
+            rows = rows[np.argsort(where["y"].values[rows], kind="stable")]
+            for name, part in zip(names, np.array_split(rows, len(names)), strict=True):
+                tuned[part] = name
+    return tuned.astype(str), accepted
 
 
 def _contrast(x: NDArray, member: NDArray, shrinkage: float = 0.1) -> NDArray:
@@ -912,10 +938,10 @@ def _signal(
             np.where(np.isinf(snr), 1.0, snr**2 / (snr**2 + m)) for m in (k, 1.0)
         )  # fmt: skip
     selectivity = np.full(n, np.nan)
-    for c, several in plan.accepted.items():
+    for r, several in plan.accepted.items():
         assert plan.category is not None
         member = np.isin(plan.category, several)
-        rows = np.flatnonzero((plan.preference[start:stop] == c) & ~null)
+        rows = np.flatnonzero((tuned == r) & ~null)
         selectivity[rows] = signal[member][:, rows].mean(0) - signal[~member][:, rows].mean(0)
     small = {
         "ncsnr": snr,
@@ -1042,12 +1068,15 @@ def _truth(plan: _Plan, small: Sequence[Mapping[str, NDArray]]) -> xr.Dataset:
         size = len(plan.mean[name])
         mean[i, :size], scale[i, :size] = plan.mean[name], plan.scale[name]
     per_neuroid = {k: np.concatenate([s[k] for s in small]) for k in small[0]}
+    own_part = plan.tuned != plan.neuroids["roi"].values.astype(str)
+    preference = np.array([plan.accepted.get(r, ("",))[0] for r in plan.tuned])
     return xr.Dataset(
         {
             **{k: ("neuroid", v) for k, v in per_neuroid.items()},
             "intercept": ("neuroid", plan.intercept),
             "layer": ("neuroid", plan.layer.astype(str)),
-            "preference": ("neuroid", np.where(plan.null, "", plan.preference).astype(str)),
+            "part": ("neuroid", np.where(own_part, plan.tuned, "")),
+            "preference": ("neuroid", np.where(plan.null, "", preference).astype(str)),
             "feature_mean": (("layer_name", "feature"), mean),
             "feature_scale": (("layer_name", "feature"), scale),
             "n_features": ("layer_name", np.array([len(plan.mean[k]) for k in names])),
