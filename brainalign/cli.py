@@ -397,13 +397,42 @@ def _noun_prompts(args: argparse.Namespace) -> list[str]:
 
     encoders = [read_encoder(path) for path in args.encoded]
     weights = Target(**_target(args)).weights(encoders)
-    wanted = wanted_neuroids([part for parts in encoders for part in parts], weights)
+    flat = [part for parts in encoders for part in parts]
+    whose = [str(part.attrs.get("subject", "")) for part in flat]
+    subject = _captioned_subject(args.captions, whose)
+    own = [i for i, who in enumerate(whose) if who == subject]
+    wanted = wanted_neuroids([flat[i] for i in own], [weights[i] for i in own])
     found = region_prompts(args.captions, wanted, top=args.top_nouns)
     if not found:
         logging.getLogger(__name__).warning(
             "No neuroid of the target has a caption that names a noun: the prompt is empty."
         )
     return found or [""]
+
+
+def _captioned_subject(captions: str | Path, subjects: Sequence[str]) -> str:
+    """Return whose captions they are, one of the subjects: ids of neuroids recur among subjects."""
+    from brainalign.data.store import read
+
+    subject = str(read(captions, "captions").attrs.get("subject", ""))
+    if subject not in subjects:
+        raise ConfigError(
+            f"{captions} holds captions of subject {subject!r}; the neuroids are of "
+            f"{', '.join(map(repr, dict.fromkeys(subjects)))}.",
+            "Give the captions of one of them.",
+        )
+    return subject
+
+
+def _nouns(captions: str | Path, judged: str | Path) -> dict[str, float]:
+    """Return what captions name most of the judged neuroids that are of their subject."""
+    from brainalign.captioning import region_nouns
+    from brainalign.data.store import read
+
+    ds = read(judged)
+    whose = ds["subject"].values.astype(str)
+    own = whose == _captioned_subject(captions, whose.tolist())
+    return region_nouns(captions, ds["neuroid_id"].values[own].tolist())
 
 
 def _ascend(args: argparse.Namespace) -> int:
@@ -463,9 +492,8 @@ def _judge(args: argparse.Namespace) -> int:
 
 
 def _dive_section(args: argparse.Namespace) -> int:
-    from brainalign.captioning import region_nouns
     from brainalign.data.section import write_section
-    from brainalign.data.store import provenance, read
+    from brainalign.data.store import provenance
     from brainalign.synthesis.sections import section_from_folders
 
     section = section_from_folders(
@@ -475,9 +503,7 @@ def _dive_section(args: argparse.Namespace) -> int:
         cluster_of={n: p["cluster_of"] for n, p in args.panels.items() if "cluster_of" in p},
         expected={n: p["expected"] for n, p in args.panels.items() if "expected" in p},
         words={
-            n: region_nouns(p["captions"], read(p["judged"])["neuroid_id"].values.tolist())
-            for n, p in args.panels.items()
-            if "captions" in p
+            n: _nouns(p["captions"], p["judged"]) for n, p in args.panels.items() if "captions" in p
         },
     )
     write_section(section, args.out, provenance=provenance(config=args.panels))

@@ -291,26 +291,42 @@ def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
+def _network(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a network from others, whatever its layers and its preprocessing are."""
+    return {key: model.get(key) for key in ("name", "weights", "options")}
+
+
+def _check_apart(
+    config: Mapping[str, Any], role: str, name: str, others: Mapping[str, str], why: str
+) -> None:
+    """Refuse a model of `synthesis` that is the network of another role, in any of its layers."""
+    models = config["models"]
+    for other, does in others.items():
+        for used in config["synthesis"][other]:
+            if _network(models[used]) == _network(models[name]):
+                which = "" if used == name else f"the network of {used!r}, "
+                raise ConfigError(
+                    f"synthesis.{role} is {name!r}, {which}which {does}: {why}",
+                    "Name a model of another architecture.",
+                )
+
+
 def _check_synthesis(config: dict[str, Any]) -> None:
     block = config["synthesis"]
     block.setdefault("ranker", block["model"])
     roles = ("model", "ranker", "judge")
     block |= {role: _listed(block[role]) for role in roles}
-    for role, does in (("model", "guides"), ("ranker", "ranks")):
-        for name in block["judge"]:
-            if name in block[role]:
-                raise ConfigError(
-                    f"synthesis.judge is {name!r}, which {does}: the activation of images "
-                    "would be measured by what chose them.",
-                    "Name a model of another architecture.",
-                )
-    _known(block.get("classifier"), config["models"], "synthesis.classifier", "models")
-    if block.get("classifier") in block["model"]:
-        raise ConfigError(
-            f"synthesis.classifier is {block['classifier']!r}, which guides: images that fool it "
-            "fool their judge.",
-            "Name a model of another architecture.",
-        )
+    chosen = {"model": "guides", "ranker": "ranks"}
+    for name in block["judge"]:
+        _check_apart(
+            config, "judge", name, chosen,
+            "the activation of images would be measured by what chose them.",
+        )  # fmt: skip
+    _known(block["classifier"], config["models"], "synthesis.classifier", "models")
+    _check_apart(
+        config, "classifier", block["classifier"], {**chosen, "judge": "judges"},
+        "the labels of images would come from what chose or judges them.",
+    )  # fmt: skip
     probed = [(role, name) for role in roles for name in block[role]] if "probe" in block else []
     for role, name in probed:
         layers = config["models"][name]["layers"]

@@ -292,7 +292,7 @@ def test_targets_guidance_and_halves_reach_what_makes_images(called, tmp_path):
     assert given["neuroids"] == ("1-2-3", "4-5-6") and given["roi"] is None
 
 
-def test_prompts_are_given_or_made_of_captions_of_the_target(called, monkeypatch, caplog):
+def test_prompts_are_given_or_made_of_captions_of_the_target(called, monkeypatch, caplog, tmp_path):
     from brainalign import captioning, synthesis
 
     words = ["dive", "--encoded", "guide", "--out", "out", "--pipeline", "sd", "--neuroids"]
@@ -302,23 +302,83 @@ def test_prompts_are_given_or_made_of_captions_of_the_target(called, monkeypatch
     given = called["dive"].call_args.kwargs
     assert (given["prompt"], given["text_scale"]) == (["a dog", "a cat"], 7.5)
     asked = []
-    monkeypatch.setattr(synthesis, "read_encoder", lambda path: [encoder_of("n0 n1 n2 n3")])
+    monkeypatch.setattr(synthesis, "read_encoder", lambda path: [encoder_of("n0 n1 n2 n3", "s1")])
     monkeypatch.setattr(
         captioning, "region_prompts",
         lambda captions, region, top: asked.append((str(captions), region, top)) or ["a fox"],
     )  # fmt: skip
-    words += [str(ids), "--captions", "captions.zarr", "--top-nouns", "2"]
+    captions = captions_of(tmp_path / "captions.zarr", {"n1": "a fox"}, "s1")
+    words += [str(ids), "--captions", str(captions), "--top-nouns", "2"]
     assert main(words) == 0 and called["dive"].call_args.kwargs["prompt"] == ["a fox"]
-    assert asked == [("captions.zarr", ["n1", "n3"], 2)]
+    assert asked == [(str(captions), ["n1", "n3"], 2)]
     monkeypatch.setattr(captioning, "region_prompts", lambda *_, **__: [])
     assert main(words) == 0 and called["dive"].call_args.kwargs["prompt"] == [""]
     assert "the prompt is empty" in caplog.text
 
 
-def encoder_of(ids):
+def test_prompts_are_of_the_neuroids_of_the_captioned_subject(
+    called, monkeypatch, capsys, tmp_path
+):
+    from brainalign import captioning, synthesis
+
+    # Both subjects have an n2: in s1 it lies outside the region.
+    encoders = {
+        "one": encoder_of("n1 n2", "s1", rois="FFA V1"),
+        "two": encoder_of("n2 n3", "s2", rois="FFA FFA"),
+    }
+    monkeypatch.setattr(synthesis, "read_encoder", lambda path: [encoders[path.name]])
+    asked = []
+    monkeypatch.setattr(
+        captioning, "region_prompts", lambda _, region, top: asked.append(region) or ["a fox"]
+    )
+    words = ["dive", "--encoded", "one", "two", "--out", "out", "--pipeline", "sd", "--roi", "FFA"]
+    for subject, neuroids in (("s1", ["n1"]), ("s2", ["n2", "n3"])):
+        captions = captions_of(tmp_path / f"{subject}.zarr", {"n1": "a fox"}, subject)
+        assert main([*words, "--captions", str(captions)]) == 0 and asked.pop() == neuroids
+    captions = captions_of(tmp_path / "s3.zarr", {"n1": "a fox"}, "s3")
+    assert main([*words, "--captions", str(captions)]) != 0 and not asked
+    assert "captions of subject 's3'; the neuroids are of 's1', 's2'" in capsys.readouterr().err
+
+
+def test_words_of_judged_neuroids_are_of_the_captioned_subject(called, monkeypatch, tmp_path):
     import xarray as xr
 
-    return xr.Dataset(coords={"neuroid_id": ("neuroid", ids.split())})
+    from brainalign import captioning
+
+    monkeypatch.setattr(captioning, "region_nouns", lambda _, region: dict.fromkeys(region, 1.0))
+    captions = captions_of(tmp_path / "s1.zarr", {"n1": "a fox", "n2": "a house"}, "s1")
+    judged = tmp_path / "FFA.nc"
+    xr.Dataset(
+        coords={"neuroid_id": ("neuroid", ["n1", "n2"]), "subject": ("neuroid", ["s1", "s2"])}
+    ).to_netcdf(judged)
+    panel = {"judged": str(judged), "generated": {"generated": "images"}, "captions": str(captions)}
+    words = ["dive-section", "--natural", "stimuli", "--out", "section", "--panels"]
+    assert main([*words, json.dumps({"both, FFA": panel})]) == 0
+    given = called["section_from_folders"].call_args.kwargs["words"]
+    assert given == {"both, FFA": {"n1": 1.0}}
+
+
+def encoder_of(ids, subject, rois=None):
+    import xarray as xr
+
+    coords = {"neuroid_id": ("neuroid", ids.split())}
+    if rois is not None:
+        coords["roi"] = ("neuroid", rois.split())
+    return xr.Dataset(coords=coords, attrs={"subject": subject})
+
+
+def captions_of(path, said, subject):
+    import xarray as xr
+
+    from brainalign.data.store import write
+
+    ds = xr.Dataset(
+        {"caption": (("neuroid", "draw"), [[text] for text in said.values()])},
+        {"neuroid_id": ("neuroid", [*said]), "roi": ("neuroid", ["FFA"] * len(said)),
+         "hemisphere": ("neuroid", ["left"] * len(said))},
+        {"subject": subject},
+    )  # fmt: skip
+    return write(ds, path, "captions")
 
 
 def test_what_judges_is_told_what_guided(called):

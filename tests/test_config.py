@@ -169,7 +169,13 @@ def test_methods_on_encoders_have_subjects_judges_and_targets():
         (("synthesis", "judge"), "labels", "not among the models of the study 'nsd'"),
         (("synthesis", "judge"), "clip", "which guides: the activation of images"),
         (("synthesis", "ranker"), "other", "which ranks: the activation"),
-        (("synthesis", "classifier"), "clip", "which guides"),
+        (
+            ("synthesis", "judge"),
+            ["other", "clip"],
+            "judge is 'clip', which guides: the activation",
+        ),
+        (("synthesis", "classifier"), "clip", "which guides: the labels of images"),
+        (("synthesis", "classifier"), "other", "which judges: the labels of images"),
         (("synthesis", "words"), {"text_scale": 1}, "at synthesis.words.text_scale"),
         (("captioning", "study"), "things", "synthesis.words makes images from captions"),
         (("synthesis", "classifier"), "label", "Did you mean 'labels'"),
@@ -214,6 +220,51 @@ def test_faults_of_methods_on_encoders_are_named(path, value, message):
     with pytest.raises(ConfigError) as caught:
         validate_config(config)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "differs", [{"layers": ["visual"]}, {"pooling": "mean", "title": "C"}, {"image_size": 336}]
+)
+def test_a_network_that_chose_the_images_is_told_by_more_than_its_key(differs):
+    config = copy.deepcopy(ENCODED)
+    config["models"]["again"] = config["models"]["clip"] | differs
+    config["studies"]["nsd"]["models"] = ["clip", "other", "again"]
+    config["synthesis"] |= {"model": ["again", "clip"], "ranker": "clip"}
+    validate_config(copy.deepcopy(config))
+    for roles, message in (
+        ({"model": "clip", "judge": ["other", "again"]},
+         "synthesis.judge is 'again', the network of 'clip', which guides: the activation"),
+        ({"model": "other", "ranker": "clip", "judge": "again"},
+         "synthesis.judge is 'again', the network of 'clip', which ranks: the activation"),
+        ({"model": "clip", "classifier": "again"},
+         "synthesis.classifier is 'again', the network of 'clip', which guides: the labels"),
+        ({"model": "other", "ranker": ["other", "clip"], "judge": "labels", "classifier": "again"},
+         "synthesis.classifier is 'again', the network of 'clip', which ranks: the labels"),
+        ({"model": "other", "ranker": "other", "judge": "clip", "classifier": "again"},
+         "synthesis.classifier is 'again', the network of 'clip', which judges: the labels"),
+    ):  # fmt: skip
+        wrong = copy.deepcopy(config)
+        wrong["studies"]["nsd"]["models"].append("labels")
+        wrong["synthesis"] |= roles
+        with pytest.raises(ConfigError) as caught:
+            validate_config(wrong)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"name": "random:open_clip:ViT-B-16/x"},
+        {"weights": "other.safetensors"},
+        {"options": {"num_classes": 9}},
+    ],
+)
+def test_other_weights_or_options_make_another_network(differs):
+    config = copy.deepcopy(ENCODED)
+    config["models"]["again"] = config["models"]["clip"] | differs
+    config["studies"]["nsd"]["models"] = ["clip", "again"]
+    config["synthesis"]["judge"] = "again"
+    assert validate_config(config)["synthesis"]["judge"] == ["again"]
 
 
 def test_a_vision_language_captioner_reads_one_layer_and_another_model_checks_its_words():
