@@ -8,10 +8,11 @@ in any of it. What is planted has to come out, and gradient ascent on pixels alo
 may not have both the activation and the labels that are asked of the images. No times: this script
 measures whether images show what they should.
 
-The best 1 % of scenes are the judge's own choice, so a part of their activation is its noise. What
-is compared is therefore chosen alike: the judge's best images with the judge's best scenes, and
-the ranker's with the ranker's. The gap between the ranker's images and the judge's scenes, in which
-only one side has that advantage, is written down as well.
+The 99th percentile of scenes, by the judge, is the judge's own choice: a part of it is its noise.
+So what is compared is chosen alike: the tenth of the images that the judge likes most with that
+percentile of scenes, and the images that the ranker kept with as many scenes that it likes most.
+The gap between the ranker's images and the judge's percentile, in which only one side has that
+advantage, is written down as well (`ranker_over_99th_percentile`).
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ import xarray as xr
 
 from brainalign.data.simulate import simulate
 from brainalign.data.stimuli import StimulusSet, read_stimuli, write_stimuli
-from brainalign.data.store import write
+from brainalign.data.store import sha256_file, sha256_of, write
 from brainalign.encoding import fit_encoder
 from brainalign.features import Model, extract, load_model
 from brainalign.features.layers import Pooling
+from brainalign.features.models import shipped_folder
 from brainalign.small_models.scenes import CATEGORIES, render_scenes
 from brainalign.synthesis import (
     Target,
@@ -105,7 +107,7 @@ def subject(
             seen, responses.isel(presentation=rows), stimuli="seen",
             alphas=np.logspace(-2, 5, 15).tolist(), device="cpu",
         )  # fmt: skip
-        write(fitted, folder / f"{file}.zarr", "encoder")
+        write(fitted, folder / f"{file}.zarr", "encoder", overwrite=True)
 
 
 def main() -> None:
@@ -168,7 +170,9 @@ class Study:
         """Render the scenes, fit the encoders and label the scenes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / "options.json"
+        weights = sorted(shipped_folder("small-clip").parent.rglob("*.safetensors"))
         options = {k: getattr(self.args, k) for k in OPTIONS}
+        options["models"] = sha256_of([sha256_file(file) for file in weights])
         if record.exists():
             if json.loads(record.read_text(encoding="utf-8")) != options:
                 raise SystemExit(f"The images in {self.folder} are of other options.")
@@ -176,13 +180,13 @@ class Study:
         scenes = render_scenes(self.args.scenes, seed=30_000, size=64)
         write_stimuli(
             self.scenes, [s.image for s in scenes], [s.stimulus_id for s in scenes],
-            extra={"category": [s.category for s in scenes]},
+            extra={"category": [s.category for s in scenes]}, overwrite=True,
         )  # fmt: skip
         args = self.args
         subject(read_stimuli(self.scenes), self.folder, args.guides, args.ranker, args.seed)
         label(
             self.scenes, "small-classifier", CATEGORIES, out=self.folder / "labels.nc",
-            device="cpu",
+            device="cpu", overwrite=True,
         )  # fmt: skip
         record.write_text(json.dumps(options), encoding="utf-8")
 
@@ -268,9 +272,9 @@ def region(study: Study, roi: str) -> Measured:
     images, climbed = best("generated"), best("ascent")
     reached = climbed["activation"] >= line and climbed["labelled"] >= LABELLED
     accuracy = {
-        "the judge's best images over its best 1 % of scenes":
+        "images of the judge's choice over the 99th percentile of scenes":
             (images["activation"] - line, ">=", 0.0),
-        "the ranker's best images over its best scenes":
+        "images of the ranker's choice over as many scenes of its choice":
             (ours["activation"] - float(alike), ">=", 0.0),
         "labelled as planted": (min(ours["labelled"], images["labelled"]), ">=", LABELLED),
         "pixel ascent has activation and labels": (float(reached), "<=", 0.0),
@@ -279,7 +283,7 @@ def region(study: Study, roi: str) -> Measured:
         "generated": ours, "ascent": pixels, "natural": told(judged, "all natural", wanted),
         "best_natural": told(judged, "top 20 natural", wanted), "threshold": line,
         "scenes_of_ranker": float(alike), "images_of_judge": images, "ascent_of_judge": climbed,
-        "ranker_over_best_1_percent": ours["activation"] - line,
+        "ranker_over_99th_percentile": ours["activation"] - line,
     }  # fmt: skip
 
 
