@@ -263,25 +263,32 @@ def test_delays_and_joint_models_reach_the_command(tmp_path):
     assert all("--inner 5" in c or "--inner 2" in c for c in calls)
 
 
+def with_synthesis(layers, **synthesis):
+    """Return the configuration with small models of these layers and images for one region."""
+    config = json.loads(json.dumps(CONFIG))
+    del config["studies"]["haxby"], config["models"]["absent"], config["encoding"]["joint"]
+    config["models"] = {
+        **layers,
+        "judge": {"name": "small-judge", "layers": ["output"], "pooling": "unit"},
+        "labels": {"name": "small-classifier", "layers": ["output"]},
+    }
+    config["studies"]["simulated"] |= {"models": [*layers, "judge"]}
+    config["studies"]["simulated"]["parameters"]["model"] = "clip"
+    config["synthesis"] = {
+        "study": "simulated", "model": "clip", "judge": "judge", "classifier": "labels",
+        "generator": {"name": "small-diffusion"}, "targets": {"FFA": {"roi": "FFA"}}, **synthesis,
+    }  # fmt: skip
+    return config
+
+
+EMBEDDING = {"name": "small-clip", "layers": ["output"], "pooling": "unit"}
+
+
 def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
     from brainalign.cli import _parser
 
     run = Run(tmp_path)
-    config = json.loads(json.dumps(CONFIG))
-    del config["studies"]["haxby"], config["models"]["absent"], config["encoding"]["joint"]
-    config["models"] = {
-        "clip": {"name": "small-clip", "layers": ["output"], "pooling": "unit"},
-        "judge": {"name": "small-judge", "layers": ["output"], "pooling": "unit"},
-        "labels": {"name": "small-classifier", "layers": ["output"]},
-    }
-    config["studies"]["simulated"] |= {"models": ["clip", "judge"]}
-    config["studies"]["simulated"]["parameters"]["model"] = "clip"
-    config["synthesis"] = {
-        "study": "simulated", "model": "clip", "judge": "judge", "classifier": "labels",
-        "generator": {"name": "small-diffusion"}, "probe": {"n_epochs": 7},
-        "targets": {"FFA": {"roi": "FFA"}},
-    }  # fmt: skip
-    run.write(config)
+    run.write(with_synthesis({"clip": EMBEDDING}, probe={"n_epochs": 7}))
     text = run("-n", "-p")
     commands = [x.partition("brainalign ")[2].partition(" 2> ")[0] for x in text.splitlines()]
     folder = "results/small/encoding-halves/simulated/sim1"
@@ -309,22 +316,13 @@ def test_a_probe_of_augmented_images_guides_if_it_is_asked_for(tmp_path):
 
 def test_several_models_guide_rank_and_judge_together(tmp_path):
     run = Run(tmp_path)
-    config = json.loads(json.dumps(CONFIG))
-    del config["studies"]["haxby"], config["models"]["absent"], config["encoding"]["joint"]
-    config["models"] = {
-        "clip": {"name": "small-clip", "layers": ["output"], "pooling": "unit"},
-        "spatial": {"name": "small-clip", "layers": ["visual.layer4"]},
-        "judge": {"name": "small-judge", "layers": ["output"], "pooling": "unit"},
-        "labels": {"name": "small-classifier", "layers": ["output"]},
-    }
-    config["studies"]["simulated"] |= {"models": ["clip", "spatial", "judge"]}
-    config["studies"]["simulated"]["parameters"]["model"] = "clip"
-    config["synthesis"] = {
-        "study": "simulated", "model": ["clip", "spatial"], "ranker": "spatial",
-        "judge": ["judge"], "classifier": "labels", "generator": {"name": "small-diffusion"},
-        "targets": {"FFA": {"roi": "FFA"}},
-    }  # fmt: skip
-    run.write(config)
+    spatial = {"name": "small-clip", "layers": ["visual.layer4"]}
+    run.write(
+        with_synthesis(
+            {"clip": EMBEDDING, "spatial": spatial}, model=["clip", "spatial"], ranker="spatial",
+            judge=["judge"],
+        )
+    )  # fmt: skip
     text = run("-n", "-p")
     folder = "results/small/encoding-halves/simulated/sim1"
     guides = f"{folder}/clip/1 {folder}/spatial/1"

@@ -237,8 +237,8 @@ def _inside(parts: Sequence[xr.Dataset], roi: str) -> list[NDArray[np.bool_]]:
 
 
 def _named(parts: Sequence[xr.Dataset], ids: Sequence[str]) -> list[NDArray[np.bool_]]:
-    names = [e["neuroid_id"].values.astype(str) for e in parts]
-    known = {n for part in names for n in part.tolist()}
+    names = [_ids(e) for e in parts]
+    known = {n for part in names for n in part}
     unknown = [i for i in ids if i not in known]
     if unknown:
         raise UnknownNameError(
@@ -262,8 +262,12 @@ def wanted_neuroids(encoder: Encoder, weights: Sequence[NDArray[np.float64]]) ->
     weights : sequence of ndarray, shape (n_neuroids,)
         Of each part, see `Target.weights`.
     """
-    names = [e["neuroid_id"].values.astype(str) for e in parts_of(encoder)]
-    found = [n for ids, w in zip(names, weights, strict=True) for n in ids[w > 0].tolist()]
+    found = [
+        n
+        for e, over in zip(parts_of(encoder), weights, strict=True)
+        for n, w in zip(_ids(e), over.tolist(), strict=True)
+        if w > 0
+    ]
     return list(dict.fromkeys(found))
 
 

@@ -609,11 +609,11 @@ class _Maker:
             for batch in batches:
                 files = [parts / f"{s:08d}.png" for s in batch]
                 if not all(f.is_file() for f in files):
-                    made = self.repeatable(partial(make, batch))
-                    for file, image in zip(files, made, strict=True):
+                    images = self.repeatable(partial(make, batch))
+                    for file, image in zip(files, images, strict=True):
                         if not file.is_file():
-                            with atomic_file(file) as begun:
-                                image.save(begun, format="PNG")
+                            with atomic_file(file) as made:
+                                image.save(made, format="PNG")
                 bar.update(len(batch))
         made_ = index_images(parts, pattern="*.png").select([f"{s:08d}" for s in self.seeds])
         done = self._write(made_, config, at_once)
