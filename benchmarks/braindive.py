@@ -4,6 +4,7 @@ On a CPU one guided step and its peak memory; on a GPU seconds per image and pea
 pixels and 50 steps, against the sum of the bare forward and backward passes that it is made of.
 Each with the gradient through the UNet and with one that ends before it, and the cosine between the
 two gradients: with random weights that says what the script does, not what a trained UNet would.
+On a GPU also what torch's deterministic algorithms cost, with which `dive` samples.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from brainalign.device import Repeatable
 from brainalign.features import load_model
 from brainalign.synthesis import Guidance, ImageEncoder, guided
 
@@ -57,18 +59,20 @@ def build(size: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
-        unet = UNet2DConditionModel(
-            in_channels=4, out_channels=4, use_linear_projection=True, **UNET[size]
-        )
-        vae = AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2,
-            block_out_channels=VAE[size], sample_size=512, scaling_factor=0.18215,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
-        text = CLIPTextModel(
-            CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, hidden_act="gelu",
-                           **TEXT[size])
-        )  # fmt: skip
+        with device:
+            unet = UNet2DConditionModel(
+                in_channels=4, out_channels=4, use_linear_projection=True, **UNET[size]
+            )
+            vae = AutoencoderKL(
+                in_channels=3, out_channels=3, latent_channels=4, layers_per_block=2,
+                block_out_channels=VAE[size], sample_size=512, scaling_factor=0.18215,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+            )  # fmt: skip
+            text = CLIPTextModel(
+                CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, hidden_act="gelu",
+                               **TEXT[size])
+            )  # fmt: skip
     finally:
         torch.set_default_dtype(torch.float32)
     scheduler = DPMSolverMultistepScheduler(
@@ -176,7 +180,11 @@ def measure(args: argparse.Namespace, device: torch.device, *, checkpointing: bo
         if gpu:
             image(way, 2)
         peaks[way] = peak_gib(partial(image, way, min(steps, 2) if gpu else 1), device)
-    images = {way: partial(image, way) for way in (True, False)}
+    images: dict[Any, Callable[[], Any]] = {way: partial(image, way) for way in (True, False)}
+    repeatable = Repeatable()
+    if gpu:
+        repeatable(partial(image, True, 2))
+        images["deterministic"] = lambda: repeatable(images[True])
     seconds = timed(images, 2 if gpu else repeats)
     if checkpointing:
         pipe.unet.enable_gradient_checkpointing()
@@ -195,7 +203,14 @@ def measure(args: argparse.Namespace, device: torch.device, *, checkpointing: bo
         bounds = {"guided over bare passes": (seconds[way] / total, "<=", MOST_RATIO)}
         if peaks[way] is not None:
             bounds["peak GiB"] = (peaks[way], "<=", GPU_GIB if gpu else CPU_GIB)
+        measured = {}
+        if way and gpu:
+            measured["time with deterministic algorithms over that without"] = (
+                seconds["deterministic"] / seconds[True]
+            )
+            measured["every operation has a deterministic algorithm"] = float(repeatable.strict)
         if not way:
+            measured["cosine with the gradient through the UNet"] = cosine
             over = seconds[False] / seconds[True]
             bounds["time over that of the gradient through the UNet"] = (over, "<=", 1.0)
         rows.append(
@@ -211,7 +226,7 @@ def measure(args: argparse.Namespace, device: torch.device, *, checkpointing: bo
                 "bare_seconds": {
                     "guided": bare[way], "second": bare["second"], "decode": bare["decode"]
                 },
-                "measured": {} if way else {"cosine with the gradient through the UNet": cosine},
+                "measured": measured,
                 "accuracy": (checks := harness.checked(bounds)),
                 "passed": all(c["holds"] for c in checks.values()),
             }

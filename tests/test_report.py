@@ -150,6 +150,9 @@ def test_a_narrow_interval_gets_more_decimals():
     assert format_interval(0.4913, 0.42, 0.561) == ("0.491", "[0.420, 0.561]")
     assert format_interval(81.4, 60.2, 99.72) == ("81.4", "[60.2, 99.7]")
     assert format_interval(81.4, 81.38, 81.42) == ("81.400", "[81.380, 81.420]")
+    assert format_interval(0.0, 0.0, 11.35) == ("0.0", "[0.0, 11.3]")
+    assert format_interval(0.0, 0.0, 0.0) == ("0", "[0, 0]")
+    assert format_interval(100.0, 100.0, 100.0) == ("100", "[100, 100]")
     assert format_interval(5, None, None) == ("5", "")
 
 

@@ -133,7 +133,9 @@ def format_interval(value: float, low: float | None, high: float | None) -> tupl
         return format_number(value), ""
     width = (high - low) / 2
     needed = int(np.clip(1 - np.floor(np.log10(width)), 0, 4)) if width > 0 else 0
-    decimals = max(needed, _decimals(value))
+    size = abs(value) or max(abs(low), abs(high))
+    whole = width == 0 and float(value).is_integer()
+    decimals = 0 if whole else max(needed, _decimals(size))
     written = [format_number(v, decimals) for v in (value, low, high)]
     return written[0], f"[{written[1]}, {written[2]}]"
 

@@ -112,7 +112,7 @@ def dive_section(
         figures.append(_activations(f"activation-{i}", panel))
         figures.append(_labels(f"labels-{i}", panel))
         summary += _estimates(panel, (expected or {}).get(panel.name))
-    figures.append(_table(panels))
+    figures.append(_table(panels, expected or {}))
     methods, facts = _methods(panels)
     return Section(
         id="dive",
@@ -257,49 +257,58 @@ def _labels(id: str, panel: Panel) -> Figure:
     )
 
 
+def _label(row: xr.Dataset, expected: str | None) -> str:
+    """Return the label whose share is told of a set of images, empty where there is none."""
+    label = expected or str(row["preferred"].values)
+    return label if label in row["label"].values else ""
+
+
 def _estimates(panel: Panel, expected: str | None) -> list[Estimate]:
-    out = []
-    for kind in panel.generated:
-        row = panel.judged.sel(set=kind)
+    """Tell of the first set of generated images; the table has all sets."""
+    kind = next(iter(panel.generated))
+    row = panel.judged.sel(set=kind)
+    out = [
+        Estimate(
+            f"{panel.name}, {kind}: above the best 1 % of natural images",
+            100 * float(row["above"]), 100 * float(row["above_low"]),
+            100 * float(row["above_high"]), "%",
+            note=f"{int(row['n'])} images, by the judging encoder",
+            reference="natural images 1 %",
+        )
+    ]  # fmt: skip
+    if label := _label(row, expected):
+        share = row.sel(label=label)
+        natural = panel.judged.sel(set=ALL_NATURAL, label=label)
         out.append(
             Estimate(
-                f"{panel.name}, {kind}: above the best 1 % of natural images",
-                100 * float(row["above"]), 100 * float(row["above_low"]),
-                100 * float(row["above_high"]), "%",
-                note=f"{int(row['n'])} images, by the judging encoder",
-                reference="natural images 1 %",
+                f"{panel.name}, {kind}: labelled {label}",
+                100 * float(share["share"]), 100 * float(share["share_low"]),
+                100 * float(share["share_high"]), "%",
+                note="expected" if expected else "the label that is more frequent than in "
+                "natural images",
+                reference=f"all natural images {100 * float(natural['share']):.0f} %",
             )
         )  # fmt: skip
-        label = expected or str(row["preferred"].values)
-        if label and label in panel.judged["label"].values:
-            share = row.sel(label=label)
-            natural = panel.judged.sel(set=ALL_NATURAL, label=label)
-            out.append(
-                Estimate(
-                    f"{panel.name}, {kind}: labelled {label}",
-                    100 * float(share["share"]), 100 * float(share["share_low"]),
-                    100 * float(share["share_high"]), "%",
-                    note="expected" if expected else "the label that is more frequent than in "
-                    "natural images",
-                    reference=f"all natural images {100 * float(natural['share']):.0f} %",
-                )
-            )  # fmt: skip
     return out
 
 
-def _table(panels: Sequence[Panel]) -> Figure:
+def _table(panels: Sequence[Panel], expected: Mapping[str, str]) -> Figure:
     rows: dict[str, list[Any]] = {}
     for panel in panels:
         for name in panel.judged["set"].values.tolist():
             row = panel.judged.sel(set=name)
+            label = _label(row, expected.get(panel.name))
             for key, value in {
                 "target": panel.name,
                 "cluster of": panel.cluster_of,
                 "images": str(name),
                 "n": int(row["n"]),
+                "activation": float(row["activation"]),
+                "above the best 1 % of natural images (%)": 100 * float(row["above"]),
                 "preferred": str(row["preferred"].values),
                 "p": float(row["preferred_p"]),
-                "activation": float(row["activation"]),
+                "label": label,
+                "so labelled (%)": 100 * float(row["share"].sel(label=label)) if label else np.nan,
                 "diversity": float(row["diversity"]),
                 "pixel diversity": float(row["pixel_diversity"]),
             }.items():
@@ -310,9 +319,10 @@ def _table(panels: Sequence[Panel]) -> Figure:
         title="All sets of images",
         caption="A label is preferred if it is more frequent than in all natural images (binomial "
         "test, corrected over labels) and the judging encoder confirms that the set's activation "
-        "is above that of natural images, over images and over neuroids. Diversity is the mean "
-        "pairwise cosine distance of the judging encoder's features, and the root mean square "
-        "difference of pixels.",
+        "is above that of natural images, over images and over neuroids. The label whose share is "
+        "told is the expected one, else the preferred one. Diversity is the mean pairwise cosine "
+        "distance of the judging encoder's features, and the root mean square difference of "
+        "pixels.",
         data=xr.Dataset({k: ("row", v) for k, v in rows.items()}),
     )
 

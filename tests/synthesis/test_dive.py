@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny_pipeline as tiny
+import torch
 
 from brainalign.data.stimuli import read_stimuli
 from brainalign.data.store import write
@@ -89,6 +90,24 @@ def test_a_seed_is_the_same_image_in_any_batch(paths, tmp_path):
     assert np.abs(by_size[0] - by_size[1]).max() <= 1
     assert np.abs(by_size[0] - by_size[2]).max() <= 1
     assert read_stimuli(tmp_path / "1-8-1").index.attrs["reranked_by"] == "the guiding encoder"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_repeats_its_images_and_draws_those_of_the_cpu(paths, tmp_path):
+    options = {**OPTIONS, "batch_size": "auto", "device": "cuda"}
+    made = [dive(paths / "one.zarr", paths / "pipe", out=tmp_path / name, **options)
+            for name in "ab"]  # fmt: skip
+    assert made[0].sha256 == made[1].sha256
+    cpu = dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "cpu", **OPTIONS)
+    for i in range(5):
+        there, here = (np.asarray(images.open(i)).astype(int) for images in (made[0], cpu))
+        assert np.abs(there - here).max() <= 2
+    ascended = [
+        ascend_pixels(paths / "one.zarr", out=tmp_path / f"pixels-{name}", size=64, roi="A",
+                      n_images=2, seed=0, steps=3, device="cuda")
+        for name in "ab"
+    ]  # fmt: skip
+    assert ascended[0].sha256 == ascended[1].sha256
 
 
 def test_a_batch_size_is_chosen_once(paths, tmp_path, monkeypatch):

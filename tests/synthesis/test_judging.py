@@ -186,6 +186,13 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
         "sub-01, A, pixel ascent: above the best 1 % of natural images",
         "sub-01, A, pixel ascent: labelled red",
     }
+    sets = back.figures[-1].data
+    assert sets["images"].values.tolist() == judged["set"].values.tolist()
+    assert sets["label"].values.tolist() == ["red"] * 4
+    told = sets["so labelled (%)"].values
+    assert np.allclose(told, 100 * judged["share"].sel(label="red"), equal_nan=True)
+    above = sets["above the best 1 % of natural images (%)"].values
+    assert np.allclose(above, 100 * judged["above"])
 
 
 def test_a_cluster_is_judged_on_the_neuroids_that_it_was_made_for(
