@@ -264,7 +264,7 @@ def test_shipped_model_names_held_out_scenes():
 
 
 def test_a_steady_part_goes_on_to_the_same_weights_and_leaves_the_text(tmp_path, barely_trained):
-    steady = {**TINY, "steady_steps": 3, "scenes": tmp_path / "scenes"}
+    steady = {**TINY, "steady_steps": 3, "steady_radius": 1.0, "scenes": tmp_path / "scenes"}
     whole = clip.train_clip(tmp_path / "whole", **steady)
     cut = {**steady, "checkpoint": tmp_path / "state", "save_every": 1}
     clip.train_clip(tmp_path / "cut", **{**cut, "steady_steps": 0})
@@ -275,7 +275,8 @@ def test_a_steady_part_goes_on_to_the_same_weights_and_leaves_the_text(tmp_path,
         if not name.startswith("visual."):
             np.testing.assert_array_equal(value, plain[name], err_msg=name)
     assert any(not np.array_equal(v, plain[n]) for n, v in first.items() if "visual" in n)
-    assert "softened" in (whole / "MODEL_CARD.md").read_text()
+    assert "softened" in (card := (whole / "MODEL_CARD.md").read_text())
+    assert "worst small change" in " ".join(card.split())
 
 
 def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
@@ -294,6 +295,8 @@ def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
     assert settings["start"] == sha256_file(barely_trained / "open_clip_model.safetensors")
     with pytest.raises(ConfigError, match="steps >= 1"):
         clip.train_clip(tmp_path / "none", **{**scenes, "steps": 0})
+    with pytest.raises(ConfigError, match="steady_radius"):
+        clip.train_clip(tmp_path / "none", **scenes, steady_radius=-1)
     other = {**scenes, "tower": "vit"}
     with pytest.raises(ConfigError, match="differ in vision_cfg, text_cfg"):
         clip.train_clip(tmp_path / "other", **other, start=barely_trained)
@@ -349,10 +352,65 @@ def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
     clear = embed(shown)
     before = (embed(soft) * clear).sum(1).mean()
     learnt = np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
-    settings = {"steady_steps": 30, "batch_size": 32, "learning_rate": 1e-3, "seed": 3}
+    settings = {
+        "steady_steps": 30, "steady_radius": 0.0, "batch_size": 32, "learning_rate": 1e-3,
+        "seed": 3,
+    }  # fmt: skip
     clip._steady(model, learnt, settings, "cpu", None, 100)
     assert (embed(soft) * clear).sum(1).mean() > before + 0.03
     assert (embed(shown) * clear).sum(1).mean() > 0.9
+
+
+def _shown():
+    return np.stack([s.image for s in renderer.render_scenes(36, seed=30_000, size=64)])
+
+
+def _moved(tower, pictures, change):
+    import torch
+
+    with torch.no_grad():
+        return (tower(pictures + change) - tower(pictures)).square().sum(1).mean()
+
+
+def test_a_worst_change_is_as_short_as_asked_and_worse_than_noise():
+    import open_clip
+    import torch
+
+    model = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")[0].eval()
+    pictures, rng = clip._standardised(_shown().astype(np.float32)), np.random.default_rng(0)
+    with torch.no_grad():
+        wanted = model.visual(pictures)
+    change = clip._worst_change(model.visual, pictures, wanted, 2.0, rng)
+    length = change.flatten(1).norm(dim=1)
+    assert (length < 2.001).all() and (length > 1.5).all()
+    noise = torch.from_numpy(rng.standard_normal(tuple(change.shape), dtype=np.float32))
+    noise *= (length / noise.flatten(1).norm(dim=1))[:, None, None, None]
+    moved = [_moved(model.visual, pictures, x) for x in (change, noise)]
+    assert moved[0] > 5 * moved[1]
+
+
+def test_a_steady_part_with_a_radius_holds_against_the_worst_changes():
+    import open_clip
+    import torch
+
+    pictures = clip._standardised(_shown().astype(np.float32))
+    learnt = np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
+    far = {}
+    for radius in (0.0, 2.0):
+        model = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")[0].eval()
+        with torch.no_grad():  # a tower that sees fine detail above all
+            model.visual.conv1.weight += 0.1 * (-1.0) ** torch.arange(9).reshape(3, 3)
+        settings = {
+            "steady_steps": 30, "steady_radius": radius, "batch_size": 32, "learning_rate": 1e-3,
+            "seed": 3,
+        }  # fmt: skip
+        clip._steady(model, learnt, settings, "cpu", None, 100)
+        with torch.no_grad():
+            wanted = model.visual(pictures)
+        rng = np.random.default_rng(1)
+        change = clip._worst_change(model.visual, pictures, wanted, 2.0, rng)
+        far[radius] = float(_moved(model.visual, pictures, change) / wanted.square().sum(1).mean())
+    assert far[2.0] < 0.8 * far[0.0]
 
 
 def test_untrained_weights_do_not_name_scenes(barely_trained):

@@ -169,6 +169,7 @@ def train_clip(
     attention: str = "softmax",
     start: Path | str | None = None,
     steady_steps: int = 0,
+    steady_radius: float = 0.0,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     save_every: int = 100,
@@ -188,7 +189,14 @@ def train_clip(
 
     .. math:: \lVert f(T x) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2,
 
-    so that its gradient at an image points at what is seen rather than at noise.
+    so that its gradient at an image points at what is seen rather than at noise. With a
+    `steady_radius` r the loss is its maximum over small changes of these pictures, as it is found
+    by two steps of ascent,
+
+    .. math:: \max_{\lVert \delta \rVert \le r}
+        \lVert f(T x + \delta) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2 :
+
+    a change of that size which another network does not see does not move the embedding either.
 
     Parameters
     ----------
@@ -221,6 +229,8 @@ def train_clip(
         its embeddings or its text tower stays valid after ``steps=0`` and a steady part.
     steady_steps : int
         Updates of the second part; its checkpoint lies in ``steady`` of `checkpoint`.
+    steady_radius : float
+        Largest Euclidean length of the changes of a whole standardised picture.
     batch_size : int
         Pictures per update.
     learning_rate : float
@@ -248,7 +258,7 @@ def train_clip(
     References
     ----------
     Radford et al. (2021), Learning transferable visual models from natural language supervision,
-    ICML.
+    ICML. Madry et al. (2018), Towards deep learning models resistant to adversarial attacks, ICLR.
     """
     require("open_clip", "transformers")
     out_folder = Path(out_folder)
@@ -259,6 +269,8 @@ def train_clip(
             f"Training needs steps >= {least} and n_scenes >= batch_size >= 2; got steps={steps}, "
             f"n_scenes={n_scenes}, batch_size={batch_size}."
         )
+    if steady_radius < 0:
+        raise ConfigError(f"steady_radius must not be negative; got {steady_radius}.")
     if tower not in TOWERS:
         raise ConfigError(f"There is no tower {tower!r}.{near(tower, TOWERS)}")
     settings = {
@@ -276,7 +288,7 @@ def train_clip(
         return None
     if steady_steps:
         images = rendered[0]
-        settings["steady_steps"] = steady_steps
+        settings |= {"steady_steps": steady_steps, "steady_radius": steady_radius}
         _steady(model, images, settings, device, folder and folder / "steady", save_every)
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
@@ -401,10 +413,10 @@ def _steady(
     folder: Path | None,
     save_every: int,
 ) -> None:
-    """Teach the image tower to see through softness, noise and small movements."""
+    """Teach the image tower to see through softness, noise, small movements and changes."""
     import torch
 
-    seed, tower = settings["seed"], model.visual
+    seed, tower, radius = settings["seed"], model.visual, settings["steady_radius"]
     tower.eval()
     with torch.no_grad():
         parts = [
@@ -421,13 +433,43 @@ def _steady(
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 5, step])
-        seen = tower(soften(_standardised(augment(images[chosen], rng)), rng).to(device))
-        return (seen - wanted[chosen]).square().sum(1).mean() / size
+        shown = soften(_standardised(augment(images[chosen], rng)), rng).to(device)
+        if radius:
+            tower.eval()
+            shown = shown + _worst_change(tower, shown, wanted[chosen], radius, rng)
+            tower.train()
+        return (tower(shown) - wanted[chosen]).square().sum(1).mean() / size
 
     fit(
         tower, optimiser, loss_of, len(images), half, folder, name="steady",
         save_every=save_every, clip_norm=None,
     )  # fmt: skip
+
+
+def _worst_change(
+    tower: Any,
+    pictures: torch.Tensor,
+    wanted: torch.Tensor,
+    radius: float,
+    rng: np.random.Generator,
+    steps: int = 2,
+) -> torch.Tensor:
+    """Return changes no longer than `radius` that move embeddings far from the wanted ones."""
+    import torch
+
+    def scaled(x: torch.Tensor, most: float | None = None) -> torch.Tensor:
+        """Give each picture the length 1, or `most` where it is longer than that."""
+        length = x.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(most or 1e-12)
+        return x * ((most or 1.0) / length)
+
+    drawn = torch.from_numpy(rng.standard_normal(tuple(pictures.shape), dtype=np.float32))
+    change = scaled(drawn.to(pictures.device), radius / 2)
+    for _ in range(steps):
+        change.requires_grad_()
+        away = (tower(pictures + change) - wanted).square().sum()
+        (uphill,) = torch.autograd.grad(away, change)
+        change = scaled(change.detach() + 1.5 * radius / steps * scaled(uphill), radius)
+    return change
 
 
 def measure(folder: Path | str, *, n: int = 1200, seed: int = HELD_OUT_SEED) -> dict[str, Any]:
@@ -613,7 +655,13 @@ def model_card(
     if settings.get("steady_steps"):
         told.append(
             f"In {settings['steady_steps']:,} steps at half that rate the image tower alone learnt "
-            "to give moved, softened and noisy pictures the embeddings of the clear ones."
+            "to give moved, softened and noisy pictures the embeddings of the clear ones"
+            + (
+                ", also after the worst small change that two steps of ascent found (of length "
+                f"{settings['steady_radius']:g} in a standardised picture)."
+                if settings.get("steady_radius")
+                else "."
+            )
         )
     told.append("Made by `python -m brainalign.small_models.clip`.")
     training = textwrap.fill(" ".join(told), 99)
@@ -664,6 +712,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--steady-steps", type=int, default=0, help="updates on softened pictures at the end"
     )
+    parser.add_argument(
+        "--steady-radius", type=float, default=0.0,
+        help="length of the worst changes of these, in standardised pictures",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
     chosen = parser.parse_args(arguments)
@@ -675,7 +727,7 @@ def main(arguments: list[str] | None = None) -> int:
     out, common = common_options(parser, chosen)
     train_clip(
         out, **common, tower=chosen.tower, attention=chosen.attention,
-        start=chosen.start, steady_steps=chosen.steady_steps,
+        start=chosen.start, steady_steps=chosen.steady_steps, steady_radius=chosen.steady_radius,
         batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0
