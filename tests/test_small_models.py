@@ -338,25 +338,35 @@ def test_the_shipped_image_towers_are_steady(name):
     assert (clear @ clear.T).mean() < 0.5
 
 
-def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
+def _of_fine_detail(pictures):
+    """The shipped model, changed to see fine detail above all; its norms know that."""
     import open_clip
     import torch
 
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")
-    model.eval()
-    with torch.no_grad():  # a tower that sees fine detail above all
-        model.visual.conv1.weight += 0.1 * (-1.0) ** torch.arange(9).reshape(3, 3)
+    with torch.no_grad():
+        model.visual.conv1.weight += 0.3 * (-1.0) ** torch.arange(9).reshape(3, 3)
+        model.train()
+        for i in range(20):
+            model.visual(pictures[64 * i % len(pictures) :][:64])
+    return model.eval(), transform
+
+
+def _learnt():
+    return np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
+
+
+STEADY = {"steady_steps": 30, "batch_size": 32, "learning_rate": 1e-3, "seed": 3}
+
+
+def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
+    learnt = _learnt()
+    model, transform = _of_fine_detail(clip._standardised(learnt))
     embed = _embedder(model, transform)
-    shown = [s.image for s in renderer.render_scenes(36, seed=30_000, size=64)]
-    soft = _soft(shown)
-    clear = embed(shown)
+    shown = list(_shown())
+    soft, clear = _soft(shown), embed(shown)
     before = (embed(soft) * clear).sum(1).mean()
-    learnt = np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
-    settings = {
-        "steady_steps": 30, "steady_radius": 0.0, "batch_size": 32, "learning_rate": 1e-3,
-        "seed": 3,
-    }  # fmt: skip
-    clip._steady(model, learnt, settings, "cpu", None, 100)
+    clip._steady(model, learnt, {**STEADY, "steady_radius": 0.0}, "cpu", None, 100)
     assert (embed(soft) * clear).sum(1).mean() > before + 0.03
     assert (embed(shown) * clear).sum(1).mean() > 0.9
 
@@ -377,7 +387,7 @@ def test_a_worst_change_is_as_short_as_asked_and_worse_than_noise():
     import torch
 
     model = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")[0].eval()
-    pictures, rng = clip._standardised(_shown().astype(np.float32)), np.random.default_rng(0)
+    pictures, rng = clip._standardised(_shown()), np.random.default_rng(0)
     with torch.no_grad():
         wanted = model.visual(pictures)
     change = clip._worst_change(model.visual, pictures, wanted, 2.0, rng)
@@ -390,21 +400,13 @@ def test_a_worst_change_is_as_short_as_asked_and_worse_than_noise():
 
 
 def test_a_steady_part_with_a_radius_holds_against_the_worst_changes():
-    import open_clip
     import torch
 
-    pictures = clip._standardised(_shown().astype(np.float32))
-    learnt = np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
+    pictures, learnt = clip._standardised(_shown()), _learnt()
     far = {}
     for radius in (0.0, 2.0):
-        model = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")[0].eval()
-        with torch.no_grad():  # a tower that sees fine detail above all
-            model.visual.conv1.weight += 0.1 * (-1.0) ** torch.arange(9).reshape(3, 3)
-        settings = {
-            "steady_steps": 30, "steady_radius": radius, "batch_size": 32, "learning_rate": 1e-3,
-            "seed": 3,
-        }  # fmt: skip
-        clip._steady(model, learnt, settings, "cpu", None, 100)
+        model, _ = _of_fine_detail(clip._standardised(learnt))
+        clip._steady(model, learnt, {**STEADY, "steady_radius": radius}, "cpu", None, 100)
         with torch.no_grad():
             wanted = model.visual(pictures)
         rng = np.random.default_rng(1)

@@ -190,8 +190,8 @@ def train_clip(
     .. math:: \lVert f(T x) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2,
 
     so that its gradient at an image points at what is seen rather than at noise. With a
-    `steady_radius` r the loss is its maximum over small changes of these pictures, as it is found
-    by two steps of ascent,
+    `steady_radius` r the loss of every second picture is its maximum over small changes, as it is
+    found by two steps of ascent,
 
     .. math:: \max_{\lVert \delta \rVert \le r}
         \lVert f(T x + \delta) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2 :
@@ -436,7 +436,7 @@ def _steady(
         shown = soften(_standardised(augment(images[chosen], rng)), rng).to(device)
         if radius:
             tower.eval()
-            shown = shown + _worst_change(tower, shown, wanted[chosen], radius, rng)
+            shown[::2] += _worst_change(tower, shown[::2], wanted[chosen][::2], radius, rng)
             tower.train()
         return (tower(shown) - wanted[chosen]).square().sum(1).mean() / size
 
@@ -657,8 +657,8 @@ def model_card(
             f"In {settings['steady_steps']:,} steps at half that rate the image tower alone learnt "
             "to give moved, softened and noisy pictures the embeddings of the clear ones"
             + (
-                ", also after the worst small change that two steps of ascent found (of length "
-                f"{settings['steady_radius']:g} in a standardised picture)."
+                ", every second one also after the worst small change that two steps of ascent "
+                f"found (of length {settings['steady_radius']:g} in a standardised picture)."
                 if settings.get("steady_radius")
                 else "."
             )
