@@ -7,7 +7,7 @@ SMALL_DEVICE = "cpu" if config["features"]["device"] == "auto" else config["feat
 
 # Name -> module of its trainer, and options of its own.
 TRAINERS = {
-    "small_clip": ("clip", {"seed": config["seed"], "steady_steps": 4000, "steady_radius": 5.0}),
+    "small_clip": ("clip", {"seed": config["seed"], "steady_steps": 2400}),
     "small_judge": (
         "clip",
         {"tower": "convnet", "seed": config["seed"] + 7, "scenes": 8000, "steps": 3000, "steady_steps": 1500},
