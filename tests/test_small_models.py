@@ -264,7 +264,13 @@ def test_shipped_model_names_held_out_scenes():
 
 
 def test_a_steady_part_goes_on_to_the_same_weights_and_leaves_the_text(tmp_path, barely_trained):
-    steady = {**TINY, "steady_steps": 3, "steady_radius": 1.0, "scenes": tmp_path / "scenes"}
+    steady = {
+        **TINY,
+        "steady_steps": 3,
+        "steady_radius": 1.0,
+        "steady_grey": 0.5,
+        "scenes": tmp_path / "scenes",
+    }
     whole = clip.train_clip(tmp_path / "whole", **steady)
     cut = {**steady, "checkpoint": tmp_path / "state", "save_every": 1}
     clip.train_clip(tmp_path / "cut", **{**cut, "steady_steps": 0})
@@ -275,8 +281,9 @@ def test_a_steady_part_goes_on_to_the_same_weights_and_leaves_the_text(tmp_path,
         if not name.startswith("visual."):
             np.testing.assert_array_equal(value, plain[name], err_msg=name)
     assert any(not np.array_equal(v, plain[n]) for n, v in first.items() if "visual" in n)
-    assert "softened" in (card := (whole / "MODEL_CARD.md").read_text())
-    assert "worst small change" in " ".join(card.split())
+    card = " ".join((whole / "MODEL_CARD.md").read_text().split())
+    for words in ("softened", "worst small change", "50 % of the pictures were grey"):
+        assert words in card
 
 
 def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
@@ -297,6 +304,8 @@ def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
         clip.train_clip(tmp_path / "none", **{**scenes, "steps": 0})
     with pytest.raises(ConfigError, match="steady_radius"):
         clip.train_clip(tmp_path / "none", **scenes, steady_radius=-1)
+    with pytest.raises(ConfigError, match="steady_grey"):
+        clip.train_clip(tmp_path / "none", **scenes, steady_grey=1.5)
     other = {**scenes, "tower": "vit"}
     with pytest.raises(ConfigError, match="differ in vision_cfg, text_cfg"):
         clip.train_clip(tmp_path / "other", **other, start=barely_trained)
@@ -356,7 +365,10 @@ def _learnt():
     return np.stack([s.image for s in renderer.render_scenes(192, seed=3, size=64)])
 
 
-STEADY = {"steady_steps": 30, "batch_size": 32, "learning_rate": 1e-3, "seed": 3}
+STEADY = {
+    "steady_steps": 30, "steady_radius": 0.0, "steady_grey": 0.0, "batch_size": 32,
+    "learning_rate": 1e-3, "seed": 3,
+}  # fmt: skip
 
 
 def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
@@ -366,7 +378,7 @@ def test_a_steady_part_gives_soft_pictures_the_embeddings_of_clear_ones():
     shown = list(_shown())
     soft, clear = _soft(shown), embed(shown)
     before = (embed(soft) * clear).sum(1).mean()
-    clip._steady(model, learnt, {**STEADY, "steady_radius": 0.0}, "cpu", None, 100)
+    clip._steady(model, learnt, STEADY, "cpu", None, 100)
     assert (embed(soft) * clear).sum(1).mean() > before + 0.03
     assert (embed(shown) * clear).sum(1).mean() > 0.9
 
@@ -386,7 +398,8 @@ def test_a_worst_change_is_as_short_as_asked_and_worse_than_noise():
     import open_clip
     import torch
 
-    model = open_clip.create_model_and_transforms(f"local-dir:{clip.WEIGHTS}")[0].eval()
+    folder = clip.WEIGHTS.with_name("small_judge")  # never trained against such changes
+    model = open_clip.create_model_and_transforms(f"local-dir:{folder}")[0].eval()
     pictures, rng = clip._standardised(_shown()), np.random.default_rng(0)
     with torch.no_grad():
         wanted = model.visual(pictures)
@@ -413,6 +426,18 @@ def test_a_steady_part_with_a_radius_holds_against_the_worst_changes():
         change = clip._worst_change(model.visual, pictures, wanted, 2.0, rng)
         far[radius] = float(_moved(model.visual, pictures, change) / wanted.square().sum(1).mean())
     assert far[2.0] < 0.8 * far[0.0]
+
+
+def test_grey_pictures_of_a_steady_part_are_grey_for_both_networks():
+    learnt, seen = _learnt(), []
+    model, _ = _of_fine_detail(clip._standardised(learnt))
+    model.visual.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    half = {**STEADY, "steady_steps": 1, "steady_grey": 0.5}
+    clip._steady(model, learnt, half, "cpu", None, 100)
+    clear, shown = (x.std(1).mean((1, 2)) for x in seen[-2:])  # its copy's, and its own
+    grey = clear == 0
+    assert 8 <= grey.sum() <= 24
+    assert shown[grey].mean() < 0.5 * shown[~grey].mean()
 
 
 def test_untrained_weights_do_not_name_scenes(barely_trained):

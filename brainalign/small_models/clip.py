@@ -6,6 +6,7 @@ The result is a folder that open_clip itself loads: ``open_clip.create_model_and
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import textwrap
@@ -170,6 +171,7 @@ def train_clip(
     start: Path | str | None = None,
     steady_steps: int = 0,
     steady_radius: float = 0.0,
+    steady_grey: float = 0.0,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     save_every: int = 100,
@@ -190,13 +192,15 @@ def train_clip(
     .. math:: \lVert f(T x) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2,
 
     so that its gradient at an image points at what is seen rather than at noise. With a
-    `steady_radius` r the loss of every second picture is its maximum over small changes, as it is
-    found by two steps of ascent,
+    `steady_radius` r the loss is its maximum over small changes, as it is found by two steps of
+    ascent,
 
     .. math:: \max_{\lVert \delta \rVert \le r}
         \lVert f(T x + \delta) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2 :
 
     a change of that size which another network does not see does not move the embedding either.
+    What it holds on to are shapes more than colours; the pictures of a share `steady_grey` are grey
+    for both networks, so that what the first one knew of such pictures is kept as well.
 
     Parameters
     ----------
@@ -230,7 +234,9 @@ def train_clip(
     steady_steps : int
         Updates of the second part; its checkpoint lies in ``steady`` of `checkpoint`.
     steady_radius : float
-        Largest Euclidean length of the changes of a whole standardised picture.
+        Largest Euclidean length of the changes of a whole standardised picture; 0 for none.
+    steady_grey : float
+        Share of the second part's pictures that lose their colour, in 0..1.
     batch_size : int
         Pictures per update.
     learning_rate : float
@@ -271,6 +277,8 @@ def train_clip(
         )
     if steady_radius < 0:
         raise ConfigError(f"steady_radius must not be negative; got {steady_radius}.")
+    if not 0 <= steady_grey <= 1:
+        raise ConfigError(f"steady_grey is a share in 0..1; got {steady_grey}.")
     if tower not in TOWERS:
         raise ConfigError(f"There is no tower {tower!r}.{near(tower, TOWERS)}")
     settings = {
@@ -288,7 +296,10 @@ def train_clip(
         return None
     if steady_steps:
         images = rendered[0]
-        settings |= {"steady_steps": steady_steps, "steady_radius": steady_radius}
+        settings |= {
+            "steady_steps": steady_steps, "steady_radius": steady_radius,
+            "steady_grey": steady_grey,
+        }  # fmt: skip
         _steady(model, images, settings, device, folder and folder / "steady", save_every)
     out_folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_dir(out_folder, overwrite=overwrite) as made:
@@ -418,13 +429,13 @@ def _steady(
 
     seed, tower, radius = settings["seed"], model.visual, settings["steady_radius"]
     tower.eval()
+    before = copy.deepcopy(tower).requires_grad_(False)
     with torch.no_grad():
-        parts = [
-            model.encode_image(_standardised(images[i : i + 256]).to(device))
+        lengths = [
+            before(_standardised(images[i : i + 256]).to(device)).norm(dim=1)
             for i in range(0, len(images), 256)
         ]
-    wanted = torch.cat(parts)
-    size = float(wanted.norm(dim=1).mean()) ** 2
+    size = float(torch.cat(lengths).mean()) ** 2
     half = {
         **settings, "steps": settings["steady_steps"],
         "learning_rate": settings["learning_rate"] / 2,
@@ -433,12 +444,17 @@ def _steady(
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 5, step])
-        shown = soften(_standardised(augment(images[chosen], rng)), rng).to(device)
+        clear = images[chosen]
+        grey = rng.random(len(clear)) < settings["steady_grey"]
+        clear[grey] = np.rint(clear[grey].mean(-1, keepdims=True)).astype(clear.dtype)
+        with torch.no_grad():
+            wanted = before(_standardised(clear).to(device))
+        shown = soften(_standardised(augment(clear, rng)), rng).to(device)
         if radius:
             tower.eval()
-            shown[::2] += _worst_change(tower, shown[::2], wanted[chosen][::2], radius, rng)
+            shown = shown + _worst_change(tower, shown, wanted, radius, rng)
             tower.train()
-        return (tower(shown) - wanted[chosen]).square().sum(1).mean() / size
+        return (tower(shown) - wanted).square().sum(1).mean() / size
 
     fit(
         tower, optimiser, loss_of, len(images), half, folder, name="steady",
@@ -657,9 +673,14 @@ def model_card(
             f"In {settings['steady_steps']:,} steps at half that rate the image tower alone learnt "
             "to give moved, softened and noisy pictures the embeddings of the clear ones"
             + (
-                ", every second one also after the worst small change that two steps of ascent "
-                f"found (of length {settings['steady_radius']:g} in a standardised picture)."
+                ", also after the worst small change that two steps of ascent found (of length "
+                f"{settings['steady_radius']:g} in a standardised picture)"
                 if settings.get("steady_radius")
+                else ""
+            )
+            + (
+                f"; {100 * settings['steady_grey']:g} % of the pictures were grey."
+                if settings.get("steady_grey")
                 else "."
             )
         )
@@ -716,6 +737,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--steady-radius", type=float, default=0.0,
         help="length of the worst changes of these, in standardised pictures",
     )  # fmt: skip
+    parser.add_argument(
+        "--steady-grey", type=float, default=0.0, help="share of these that lose their colour"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
     chosen = parser.parse_args(arguments)
@@ -728,7 +752,8 @@ def main(arguments: list[str] | None = None) -> int:
     train_clip(
         out, **common, tower=chosen.tower, attention=chosen.attention,
         start=chosen.start, steady_steps=chosen.steady_steps, steady_radius=chosen.steady_radius,
-        batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
+        steady_grey=chosen.steady_grey, batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0
 
