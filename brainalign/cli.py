@@ -551,9 +551,9 @@ def _caption_section(args: argparse.Namespace) -> int:
 
     section = section_from_captions(
         args.captions, args.encoded, data=args.data, rois=args.rois, word_maps=args.word_maps,
-        n_clusters=args.clusters, seed=args.seed,
+        n_clusters=args.clusters, layout=args.layout, seed=args.seed,
     )  # fmt: skip
-    settings = {"rois": args.rois, "word_maps": args.word_maps, "clusters": args.clusters}
+    settings = {k: getattr(args, k) for k in ("rois", "word_maps", "clusters", "layout")}
     write_section(section, args.out, provenance=provenance(config=settings, seed=args.seed))
     return 0
 
@@ -1409,6 +1409,9 @@ def _parser() -> argparse.ArgumentParser:
         help="nouns by what they stand for, besides person, as JSON",
     )  # fmt: skip
     p.add_argument("--clusters", type=int, default=2, help="that each region is split into")
+    p.add_argument(
+        "--layout", choices=("pca", "tsne", "umap"), default="pca", help="of the map of weights"
+    )
     p.add_argument("--out", type=Path, required=True)
 
     p = command("evaluate", _evaluate, "turn results into a section of the report")

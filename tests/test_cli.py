@@ -411,6 +411,8 @@ def test_captions_and_their_section_get_their_options(called):
     assert str(given["check_with"]) == "other"
     words = ["caption-section", "s1.zarr", "--encoded", "encoded", "--out", "section"]
     maps = {"animals": ["dog", "cat"]}
-    assert main([*words, "--clusters", "4", "--word-maps", json.dumps(maps)]) == 0
+    assert (
+        main([*words, "--clusters", "4", "--layout", "umap", "--word-maps", json.dumps(maps)]) == 0
+    )
     given = called["section_from_captions"].call_args.kwargs
-    assert given["n_clusters"] == 4 and given["word_maps"] == maps
+    assert (given["n_clusters"], given["layout"], given["word_maps"]) == (4, "umap", maps)

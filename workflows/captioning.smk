@@ -101,7 +101,7 @@ rule captioning_section:
         OUT + "/benchmarks/captioning_section.tsv"
     params:
         options=options(
-            **{k: CAPTIONING.get(k) for k in ("rois", "word_maps", "clusters")}, seed=config["seed"]
+            **{k: CAPTIONING.get(k) for k in ("rois", "word_maps", "clusters", "layout")}, seed=config["seed"]
         ),
     threads: resource("evaluate", "threads")
     resources:

@@ -14,6 +14,7 @@ from brainalign.captioning.captions import voxel_table
 from brainalign.captioning.projection import embedding_weights
 from brainalign.captioning.words import (
     CATEGORY_WORDS,
+    LAYOUTS,
     PERSON_WORDS,
     Tagger,
     cluster_words,
@@ -50,6 +51,7 @@ def section_from_captions(
     rois: Sequence[str] | None = None,
     word_maps: Mapping[str, Sequence[str]] | None = None,
     n_clusters: int = 2,
+    layout: str = "pca",
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
     tagger: Tagger | None = None,
     seed: int = 0,
@@ -67,7 +69,7 @@ def section_from_captions(
     data : path, optional
         The bundle of the study: its extras hold the truth of simulated subjects, and the voxels
         that vertices lie in (``surface_SUBJECT``).
-    rois, word_maps, n_clusters, categories, tagger, seed
+    rois, word_maps, n_clusters, layout, categories, tagger, seed
         See `captions_section`.
     """
     if encoded and len(encoded) != len(captions):
@@ -95,8 +97,8 @@ def section_from_captions(
     )
     return captions_section(
         said, baselines=baselines, weights=weights, scores=scores, truth=truth, surfaces=surfaces,
-        rois=rois, word_maps=word_maps, n_clusters=n_clusters, categories=categories,
-        tagger=tagger, seed=seed,
+        rois=rois, word_maps=word_maps, n_clusters=n_clusters, layout=layout,
+        categories=categories, tagger=tagger, seed=seed,
     )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def captions_section(
     rois: Sequence[str] | None = None,
     word_maps: Mapping[str, Sequence[str]] | None = None,
     n_clusters: int = 2,
+    layout: str = "pca",
     categories: Mapping[str, Sequence[str]] = CATEGORY_WORDS,
     tagger: Tagger | None = None,
     seed: int = 0,
@@ -140,12 +143,14 @@ def captions_section(
         region and on the surface, after that of words for a person (``"person"``).
     n_clusters : int
         Into which each region of 10 voxels or more is split.
+    layout : {"pca", "tsne", "umap"}
+        Of the map of weights; see `brainalign.captioning.embed_2d`.
     categories : mapping of str to sequence of str
         Words of each category; see `brainalign.captioning.first_mentioned`.
     tagger : callable, optional
         See `brainalign.captioning.nouns`.
     seed : int
-        Of the clusters.
+        Of the clusters and the layout.
     """
     if not captions:
         raise ConfigError("There are no captions to describe.")
@@ -168,7 +173,7 @@ def captions_section(
     ]
     if weights:
         figures += _clusters(captions, weights, members, n_clusters, tagger, seed)
-        figures.append(_weight_map(captions, weights, members))
+        figures.append(_weight_map(captions, weights, members, layout, seed))
     faithful = _faithfulness(captions, baselines or {})
     if faithful is not None:
         figures.append(faithful)
@@ -422,6 +427,8 @@ def _weight_map(
     captions: Mapping[str, xr.Dataset],
     weights: Mapping[str, ArrayLike],
     members: Mapping[str, Mapping[str, NDArray[np.intp]]],
+    layout: str,
+    seed: int,
 ) -> Figure:
     subject = next(iter(weights))
     w, ds = np.asarray(weights[subject]), captions[subject]
@@ -431,7 +438,10 @@ def _weight_map(
     inside = np.flatnonzero(roi != "no ROI")
     inside = inside if len(inside) > 2 else np.arange(len(roi))
     thin = inside[np.linspace(0, len(inside) - 1, min(len(inside), _MOST_POINTS)).astype(int)]
-    xy = embed_2d(w[thin]) if len(thin) > 2 else np.zeros((len(thin), 2))
+    layout = layout if len(thin) >= _FEWEST else "pca"
+    xy = np.zeros((len(thin), 2))
+    if len(thin) > 2:
+        xy = embed_2d(w[thin], method=layout, seed=seed)
     data = xr.Dataset(
         {
             "x": ("observation", xy[:, 0]),
@@ -440,14 +450,17 @@ def _weight_map(
             "label": ("observation", ds["caption"].values.astype(str)[thin, 0]),
         }
     )
-    data["x"].attrs = {"long_name": "first principal component", "units": ""}
-    data["y"].attrs = {"long_name": "second principal component", "units": ""}
+    linear = layout == "pca"
+    for axis, count in (("x", "first"), ("y", "second")):
+        name = f"{count} principal component" if linear else f"{count} axis of {LAYOUTS[layout]}"
+        data[axis].attrs = {"long_name": name, "units": ""}
+    far = "" if linear else " How far apart groups lie says little."
     return Figure(
         "weights",
         "scatter",
         f"{subject}: voxels by the direction of their weights",
-        "Each point is a voxel, laid out by the first two principal components of the unit-norm "
-        "weights, with its caption. Voxels that would respond to the same images lie together.",
+        f"Each point is a voxel, laid out by {LAYOUTS[layout]} of the unit-norm weights, with its "
+        f"caption. Voxels that would respond to the same images lie together.{far}",
         data,
     )
 

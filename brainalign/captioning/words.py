@@ -16,6 +16,7 @@ from brainalign.errors import ConfigError, MissingDependencyError, SchemaError
 
 __all__ = [
     "CATEGORY_WORDS",
+    "LAYOUTS",
     "PERSON_WORDS",
     "Tagger",
     "cluster_words",
@@ -105,7 +106,10 @@ _POSSESSIVE = re.compile(
     r"\b(?!(?:he|here|it|she|that|there|what|who)'s)([a-z]+?)('s|s')((?:\s+[a-z]+){1,2})",
     re.IGNORECASE,
 )
+#: Layout of weights in the plane -> its name in a text.
+LAYOUTS = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
 _MOST_T_SNE = 5000
+_FEWEST_UMAP = 4  # its spectral start needs them
 
 
 def nouns(captions: Sequence[str], tagger: Tagger | None = None) -> list[list[str]]:
@@ -501,34 +505,64 @@ def embed_2d(weights: ArrayLike, *, method: str = "pca", seed: int = 0) -> NDArr
     Parameters
     ----------
     weights : array-like, shape (n_neuroids, n_features)
-    method : {"pca", "tsne"}
+    method : {"pca", "tsne", "umap"}
         Principal components of the unit-norm weights, whose axes are the same whenever it is run;
-        or t-SNE of their cosines, of at most 5,000 neuroids, in which only neighbourhoods mean
-        anything.
+        or t-SNE, of at most 5,000 neuroids, or UMAP of their cosines, in which only neighbourhoods
+        mean anything. UMAP needs the package umap-learn.
     seed : int
-        Of t-SNE.
+        Of t-SNE and UMAP.
 
     Returns
     -------
     ndarray, shape (n_neuroids, 2)
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method, too few neuroids for it or too many.
+    MissingDependencyError
+        If umap-learn is not installed.
+
+    References
+    ----------
+    van der Maaten & Hinton (2008), Visualizing data using t-SNE, JMLR. McInnes, Healy & Melville
+    (2018), UMAP: uniform manifold approximation and projection for dimension reduction, arXiv.
     """
+    if method not in LAYOUTS:
+        raise ConfigError(f"method is {method!r}; expected one of {', '.join(LAYOUTS)}.")
     w = np.asarray(weights, dtype=np.float64)
     unit = w / np.linalg.norm(w, axis=1, keepdims=True)
     if method == "pca":
         from sklearn.decomposition import PCA
 
         return PCA(2, svd_solver="full").fit_transform(unit)
-    if method != "tsne":
-        raise ConfigError(f"method is {method!r}; expected 'pca' or 'tsne'.")
+    if method == "umap":
+        return _umap(unit, seed)
     if len(unit) > _MOST_T_SNE:
         raise ConfigError(
             f"t-SNE of {len(unit)} neuroids would take too long; it takes {_MOST_T_SNE} at most.",
-            "Use method='pca', or fewer neuroids.",
+            "Use method='pca' or 'umap', or fewer neuroids.",
         )
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max((len(unit) - 1) / 3, 1.0))
     made = TSNE(2, metric="cosine", init="random", random_state=seed, perplexity=perplexity)
+    return np.asarray(made.fit_transform(unit), dtype=np.float64)
+
+
+def _umap(unit: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Lay out by UMAP; with a seed it runs on one thread, which makes it repeatable."""
+    if len(unit) < _FEWEST_UMAP:
+        raise ConfigError(f"UMAP takes {_FEWEST_UMAP} neuroids or more; got {len(unit)}.")
+    try:
+        from umap import UMAP
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "UMAP is computed by the package umap-learn, which is not installed.",
+            'Install it with: pip install "brainalign[umap]", or use method="pca".',
+        ) from error
+    near = min(15, len(unit) - 1)
+    made = UMAP(n_neighbors=near, metric="cosine", random_state=seed, n_jobs=1)
     return np.asarray(made.fit_transform(unit), dtype=np.float64)
 
 

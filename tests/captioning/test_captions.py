@@ -275,6 +275,7 @@ def test_a_section_shows_words_maps_clusters_and_voxels(captions, encoder, subje
     section = captions_section(
         {"sim": on_mesh}, baselines={"sim": on_mesh}, truth={"sim": planted},
         weights={"sim": embedding_weights(encoder)}, tagger=tag, word_maps={"sweets": sweets},
+        layout="tsne",
     )  # fmt: skip
     kinds = {f.id: f.kind for f in read_section(write_section(section, tmp_path / "s")).figures}
     assert kinds == {
@@ -294,6 +295,7 @@ def test_a_section_shows_words_maps_clusters_and_voxels(captions, encoder, subje
             assert point["low"] <= point["value"] <= point["high"]
         on_map = shown["word-map-sim"][f"share_{name}"].values
         np.testing.assert_allclose(on_map[np.isfinite(on_map)].sum(), own.sum(), rtol=1e-5)
+    assert shown["weights"]["x"].attrs["long_name"] == "first axis of t-SNE"
     estimates = {e.label: e.value for e in section.summary}
     assert estimates["Selective voxels whose planted category is named"] >= 85
     assert any("NULL" in f.caption for f in section.figures if f.id == "categories")

@@ -187,9 +187,12 @@ def test_the_plane_keeps_directions_apart():
     rng = np.random.default_rng(2)
     w = np.repeat(np.eye(2, 6), 20, axis=0) + 0.05 * rng.standard_normal((40, 6))
     w *= rng.uniform(0.1, 10, (40, 1))
-    for method in ("pca", "tsne"):
+    for method in ("pca", "tsne", "umap"):
         xy = embed_2d(w, method=method, seed=0)
         apart = np.linalg.norm(xy[:20].mean(0) - xy[20:].mean(0))
         assert apart > 2 * max(xy[:20].std(), xy[20:].std())
-    with pytest.raises(ConfigError, match="pca"):
-        embed_2d(w, method="umap")
+        np.testing.assert_array_equal(xy, embed_2d(w, method=method, seed=0))
+    with pytest.raises(ConfigError, match="pca, tsne, umap"):
+        embed_2d(w, method="mds")
+    with pytest.raises(ConfigError, match="4 neuroids or more; got 3"):
+        embed_2d(w[:3], method="umap")
