@@ -282,7 +282,7 @@ def test_a_steady_part_goes_on_to_the_same_weights_and_leaves_the_text(tmp_path,
             np.testing.assert_array_equal(value, plain[name], err_msg=name)
     assert any(not np.array_equal(v, plain[n]) for n, v in first.items() if "visual" in n)
     card = " ".join((whole / "MODEL_CARD.md").read_text().split())
-    for words in ("softened", "worst small change", "50 % of the pictures were grey"):
+    for words in ("softened", "worst small change", "50 % of the pictures had lost their colour"):
         assert words in card
 
 
@@ -428,16 +428,29 @@ def test_a_steady_part_with_a_radius_holds_against_the_worst_changes():
     assert far[2.0] < 0.8 * far[0.0]
 
 
-def test_grey_pictures_of_a_steady_part_are_grey_for_both_networks():
-    learnt, seen = _learnt(), []
-    model, _ = _of_fine_detail(clip._standardised(learnt))
-    model.visual.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
-    half = {**STEADY, "steady_steps": 1, "steady_grey": 0.5}
-    clip._steady(model, learnt, half, "cpu", None, 100)
-    clear, shown = (x.std(1).mean((1, 2)) for x in seen[-2:])  # its copy's, and its own
-    grey = clear == 0
-    assert 8 <= grey.sum() <= 24
-    assert shown[grey].mean() < 0.5 * shown[~grey].mean()
+def test_faded_pictures_are_grey_and_of_the_contrast_asked_for():
+    pictures, rng = _shown().astype(np.float32), np.random.default_rng(0)
+    faded = clip._fade(pictures, 0.5, rng)
+    grey = (faded == faded[..., :1]).all((1, 2, 3))
+    assert 9 <= grey.sum() <= 27
+    np.testing.assert_array_equal(faded[~grey], pictures[~grey])
+    contrast = faded[grey].std((1, 2, 3)) / pictures[grey].mean(-1).std((1, 2))
+    assert 0.149 <= contrast.min() < 0.4 and 0.8 < contrast.max() <= 1.001
+    np.testing.assert_array_equal(clip._fade(pictures, 0.0, rng), pictures)
+
+
+def test_a_steady_part_with_faded_pictures_gives_them_the_embeddings_of_clear_ones():
+    shown, learnt = _shown(), _learnt()
+    grey = list(np.rint(clip._fade(shown.astype(np.float32), 1.0, np.random.default_rng(1))))
+    grey = [g.astype(np.uint8) for g in grey]
+    held = {}
+    for share in (0.0, 1.0):
+        model, transform = _of_fine_detail(clip._standardised(learnt))
+        embed = _embedder(model, transform)
+        clear = embed(list(shown))
+        clip._steady(model, learnt, {**STEADY, "steady_grey": share}, "cpu", None, 100)
+        held[share] = (embed(grey) * clear).sum(1).mean()
+    assert held[1.0] > held[0.0] + 0.1
 
 
 def test_untrained_weights_do_not_name_scenes(barely_trained):

@@ -6,7 +6,6 @@ The result is a folder that open_clip itself loads: ``open_clip.create_model_and
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import textwrap
@@ -81,6 +80,8 @@ TOWERS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 _CONTEXT = 32
 _WEIGHTS_FILE = "open_clip_model.safetensors"
+# Contrast of faded pictures, and the grey towards which they fade.
+_FADED, _MIDDLE = (0.15, 1.0), 115.0
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -187,7 +188,8 @@ def train_clip(
     category among the names of all, and its sub-category likewise, are added.
 
     With `steady_steps` the image tower then learns to give pictures that are moved, softened and
-    noisy (T) the embedding that it gave the clear ones before,
+    noisy, and in a share `steady_grey` without colour and of lower contrast (T), the embedding that
+    it gave the clear ones before,
 
     .. math:: \lVert f(T x) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2,
 
@@ -199,8 +201,6 @@ def train_clip(
         \lVert f(T x + \delta) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2 :
 
     a change of that size which another network does not see does not move the embedding either.
-    What it holds on to are shapes more than colours; the pictures of a share `steady_grey` are grey
-    for both networks, so that what the first one knew of such pictures is kept as well.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def train_clip(
     steady_radius : float
         Largest Euclidean length of the changes of a whole standardised picture; 0 for none.
     steady_grey : float
-        Share of the second part's pictures that lose their colour, in 0..1.
+        Share of the second part's pictures that lose their colour and down to 15 % of contrast.
     batch_size : int
         Pictures per update.
     learning_rate : float
@@ -429,13 +429,13 @@ def _steady(
 
     seed, tower, radius = settings["seed"], model.visual, settings["steady_radius"]
     tower.eval()
-    before = copy.deepcopy(tower).requires_grad_(False)
     with torch.no_grad():
-        lengths = [
-            before(_standardised(images[i : i + 256]).to(device)).norm(dim=1)
+        parts = [
+            model.encode_image(_standardised(images[i : i + 256]).to(device))
             for i in range(0, len(images), 256)
         ]
-    size = float(torch.cat(lengths).mean()) ** 2
+    wanted = torch.cat(parts)
+    size = float(wanted.norm(dim=1).mean()) ** 2
     half = {
         **settings, "steps": settings["steady_steps"],
         "learning_rate": settings["learning_rate"] / 2,
@@ -444,22 +444,27 @@ def _steady(
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 5, step])
-        clear = images[chosen]
-        grey = rng.random(len(clear)) < settings["steady_grey"]
-        clear[grey] = np.rint(clear[grey].mean(-1, keepdims=True)).astype(clear.dtype)
-        with torch.no_grad():
-            wanted = before(_standardised(clear).to(device))
-        shown = soften(_standardised(augment(clear, rng)), rng).to(device)
+        pictures = _fade(augment(images[chosen], rng), settings["steady_grey"], rng)
+        shown = soften(_standardised(pictures), rng).to(device)
         if radius:
             tower.eval()
-            shown = shown + _worst_change(tower, shown, wanted, radius, rng)
+            shown = shown + _worst_change(tower, shown, wanted[chosen], radius, rng)
             tower.train()
-        return (tower(shown) - wanted).square().sum(1).mean() / size
+        return (tower(shown) - wanted[chosen]).square().sum(1).mean() / size
 
     fit(
         tower, optimiser, loss_of, len(images), half, folder, name="steady",
         save_every=save_every, clip_norm=None,
     )  # fmt: skip
+
+
+def _fade(pictures: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Make a share of pictures (picture, side, side, 3) of 0..255 grey, and of lower contrast."""
+    chosen = rng.random(len(pictures)) < share
+    contrast = rng.uniform(*_FADED, (len(pictures), 1, 1, 1)).astype(np.float32)
+    grey = pictures.mean(-1, keepdims=True)
+    faded = np.broadcast_to(contrast * grey + (1 - contrast) * _MIDDLE, pictures.shape)
+    return np.where(chosen[:, None, None, None], faded, pictures)
 
 
 def _worst_change(
@@ -679,7 +684,8 @@ def model_card(
                 else ""
             )
             + (
-                f"; {100 * settings['steady_grey']:g} % of the pictures were grey."
+                f"; {100 * settings['steady_grey']:g} % of the pictures had lost their colour and "
+                "a part of their contrast."
                 if settings.get("steady_grey")
                 else "."
             )
@@ -738,7 +744,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="length of the worst changes of these, in standardised pictures",
     )  # fmt: skip
     parser.add_argument(
-        "--steady-grey", type=float, default=0.0, help="share of these that lose their colour"
+        "--steady-grey",
+        type=float,
+        default=0.0,
+        help="share of these that lose colour and contrast",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
