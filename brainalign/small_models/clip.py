@@ -675,8 +675,9 @@ def model_card(
         )
     if settings.get("steady_steps"):
         told.append(
-            f"In {settings['steady_steps']:,} steps at half that rate the image tower alone learnt "
-            "to give moved, softened and noisy pictures the embeddings of the clear ones"
+            f"In {settings['steady_steps']:,} steps, peak learning rate "
+            f"{settings['learning_rate'] / 2:g}, the image tower alone learnt to give moved, "
+            "softened and noisy pictures the embeddings of the clear ones"
             + (
                 ", also after the worst small change that two steps of ascent found (of length "
                 f"{settings['steady_radius']:g} in a standardised picture)"

@@ -72,8 +72,12 @@ def test_the_score_is_that_of_finite_differences(name, prediction_type, objectiv
     train = pipe.scheduler.alphas_cumprod.double()
 
     def pieces(x, t, share):
-        # In the scheduler's own variable: Euler's latents are z / sqrt(alphabar).
-        z = x * math.sqrt(share) if name == "euler" else x
+        z = x
+        if name == "euler":
+            # Its latents are z / sqrt(alphabar), which it scales in float32: to the bit what the
+            # UNet saw, or the difference of two predictions below is not the gradient alone.
+            sigma = torch.tensor(math.sqrt(1 / share - 1), dtype=torch.float32)
+            z = x / (sigma**2 + 1) ** 0.5
         out = pipe.unet(z, t, text, return_dict=False)[0]
         eps = out
         if prediction_type == "v_prediction":
