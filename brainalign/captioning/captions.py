@@ -578,6 +578,7 @@ def caption_result(
     encoder = _encoder_of(result, encoded, layer)
     ids = encoder["neuroid_id"].values.astype(str)
     keep = np.ones(len(ids), dtype=bool)
+    least = ""
     if q is not None:
         if "q" not in result.best:
             raise ConfigError(
@@ -586,14 +587,19 @@ def caption_result(
         known = dict(
             zip(result.best["neuroid_id"].values.astype(str), result.best["q"].values, strict=True)
         )
-        keep &= np.array([known.get(i, np.nan) < q for i in ids.tolist()])
+        of_each = np.array([known.get(i, np.nan) for i in ids.tolist()])
+        keep &= of_each < q
+        if np.isfinite(of_each).any():
+            least = f" The smallest q of all is {np.nanmin(of_each):.3g}."
     if rois is not None:
         inside = np.unique(np.concatenate([*roi_members(encoder, rois).values()]))
         keep &= np.isin(np.arange(len(ids)), inside)
     if not keep.any():
         raise ConfigError(
-            f"None of {len(ids)} neuroids of {encoded} has q < {q} in the regions asked for.",
-            "Pass q=None, or other regions.",
+            f"None of {len(ids)} neuroids of {encoded} has q < {q} in the regions asked for."
+            + least,
+            "Pass q=None, or other regions; n permutations give no p below 1 / (n + 1), so with "
+            "few of them and many neuroids no q is small.",
         )
     encoder = encoder.isel(neuroid=np.flatnonzero(keep)).load()
     checks = None
