@@ -264,8 +264,8 @@ def _label(row: xr.Dataset, expected: str | None) -> str:
 
 
 def _estimates(panel: Panel, expected: str | None) -> list[Estimate]:
-    """Tell of the first set of generated images; the table has all sets."""
-    kind = next(iter(panel.generated))
+    """Tell of the images that an encoder guided; the table has all sets."""
+    kind = _guided(panel)
     row = panel.judged.sel(set=kind)
     out = [
         Estimate(
@@ -327,10 +327,18 @@ def _table(panels: Sequence[Panel], expected: Mapping[str, str]) -> Figure:
     )
 
 
+def _guided(panel: Panel) -> str:
+    """Return the set whose sampling an encoder guided, whatever the order; else the first."""
+    for kind, stimuli in panel.generated.items():
+        if _config(stimuli).get("guidance", {}).get("scale"):
+            return kind
+    return next(iter(panel.generated))
+
+
 def _methods(panels: Sequence[Panel]) -> tuple[str, dict[str, str]]:
     ways = {kind: _config(stimuli) for kind, stimuli in panels[0].generated.items()}
     worded = [k for k, c in ways.items() if c.get("guidance") and not c["guidance"]["scale"]]
-    kind = next((k for k in ways if k not in worded and ways[k].get("guidance")), next(iter(ways)))
+    kind = _guided(panels[0])
     first, config = panels[0].generated[kind], ways[kind]
     guidance = {} if kind in worded else config.get("guidance", {})
     judged = panels[0].judged.attrs

@@ -1,6 +1,7 @@
 """Judging: labels, intervals, preferences, diversity, and the section that shows them."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 
 from brainalign.data.section import read_section, write_section
-from brainalign.data.stimuli import write_stimuli
+from brainalign.data.stimuli import StimulusSet, write_stimuli
 from brainalign.data.store import read, write
 from brainalign.encoding import spherical_kmeans
 from brainalign.errors import ConfigError, SchemaError
@@ -26,7 +27,7 @@ from brainalign.synthesis.judging import (
     rise_over_neuroids,
 )
 from brainalign.synthesis.objective import Target
-from brainalign.synthesis.sections import section_from_folders
+from brainalign.synthesis.sections import Panel, dive_section, section_from_folders
 
 LABELS = np.array(["face", "place", "word", "body", "food"])
 
@@ -193,6 +194,24 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
     assert np.allclose(told, 100 * judged["share"].sel(label="red"), equal_nan=True)
     above = sets["above the best 1 % of natural images (%)"].values
     assert np.allclose(above, 100 * judged["above"])
+
+    # The summary tells of what an encoder guided, wherever it stands among the sets.
+    sets = {"from words": tmp_path / "made", "guided": tmp_path / "made"}
+    both = judge(sets, stimuli.folder, labeller=colours, out=tmp_path / "both.nc", **options)
+
+    def sampled(scale):
+        kept = read_kept(tmp_path / "made")
+        guidance = {"scale": scale, "schedule": "constant", "sag_scale": 0.0}
+        config = {
+            **json.loads(kept.index.attrs["config"]), "guidance": guidance, "scheduler": "ddim",
+            "prompts": [""], "text_scale": 7.5,
+        }  # fmt: skip
+        return StimulusSet(kept.index.assign_attrs(config=json.dumps(config)), kept.folder)
+
+    panel = Panel("A", both, {"from words": sampled(0.0), "guided": sampled(9.0)})
+    section = dive_section([panel], stimuli, expected={"A": "red"})
+    assert [e.label.partition(":")[0] for e in section.summary] == ["A, guided"] * 2
+    assert "guidance scale 9" in section.methods
 
 
 def test_a_cluster_is_judged_on_the_neuroids_that_it_was_made_for(
