@@ -192,7 +192,7 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
     assert sets["label"].values.tolist() == ["red"] * 4
     told = sets["so labelled (%)"].values
     assert np.allclose(told, 100 * judged["share"].sel(label="red"), equal_nan=True)
-    above = sets["above the best 1 % of natural images (%)"].values
+    above = sets["in best 1 % (%)"].values
     assert np.allclose(above, 100 * judged["above"])
 
     # The summary tells of what an encoder guided, wherever it stands among the sets.
