@@ -444,8 +444,8 @@ def test_a_steady_part_with_faded_pictures_gives_them_the_embeddings_of_clear_on
 
     folder = clip.WEIGHTS.with_name("small_judge")  # never saw such pictures
     shown, learnt = _shown(), _learnt()
-    grey = list(np.rint(clip._fade(shown.astype(np.float32), 1.0, np.random.default_rng(1))))
-    grey = [g.astype(np.uint8) for g in grey]
+    faded = clip._fade(shown.astype(np.float32), 1.0, np.random.default_rng(1))
+    grey = list(np.rint(faded).astype(np.uint8))
     held = {}
     for share in (0.0, 1.0):
         model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")

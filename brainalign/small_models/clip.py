@@ -462,8 +462,7 @@ def _fade(pictures: np.ndarray, share: float, rng: np.random.Generator) -> np.nd
     """Make a share of pictures (picture, side, side, 3) of 0..255 grey, and of lower contrast."""
     chosen = rng.random(len(pictures)) < share
     contrast = rng.uniform(*_FADED, (len(pictures), 1, 1, 1)).astype(np.float32)
-    grey = pictures.mean(-1, keepdims=True)
-    faded = np.broadcast_to(contrast * grey + (1 - contrast) * _MIDDLE, pictures.shape)
+    faded = contrast * pictures.mean(-1, keepdims=True) + (1 - contrast) * _MIDDLE
     return np.where(chosen[:, None, None, None], faded, pictures)
 
 
