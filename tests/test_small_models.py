@@ -304,8 +304,9 @@ def test_training_begins_with_the_weights_of_a_folder(tmp_path, barely_trained):
         clip.train_clip(tmp_path / "none", **{**scenes, "steps": 0})
     with pytest.raises(ConfigError, match="steady_radius"):
         clip.train_clip(tmp_path / "none", **scenes, steady_radius=-1)
-    with pytest.raises(ConfigError, match="steady_grey"):
-        clip.train_clip(tmp_path / "none", **scenes, steady_grey=1.5)
+    for share in ("steady_faint", "steady_grey"):
+        with pytest.raises(ConfigError, match=share):
+            clip.train_clip(tmp_path / "none", **scenes, **{share: 1.5})
     other = {**scenes, "tower": "vit"}
     with pytest.raises(ConfigError, match="differ in vision_cfg, text_cfg"):
         clip.train_clip(tmp_path / "other", **other, start=barely_trained)
@@ -366,8 +367,8 @@ def _learnt():
 
 
 STEADY = {
-    "steady_steps": 30, "steady_radius": 0.0, "steady_grey": 0.0, "batch_size": 32,
-    "learning_rate": 1e-3, "seed": 3,
+    "steady_steps": 30, "steady_radius": 0.0, "steady_faint": 0.0, "steady_grey": 0.0,
+    "batch_size": 32, "learning_rate": 1e-3, "seed": 3,
 }  # fmt: skip
 
 
@@ -430,30 +431,35 @@ def test_a_steady_part_with_a_radius_holds_against_the_worst_changes():
 
 def test_faded_pictures_are_grey_and_of_the_contrast_asked_for():
     pictures, rng = _shown().astype(np.float32), np.random.default_rng(0)
-    faded = clip._fade(pictures, 0.5, rng)
-    grey = (faded == faded[..., :1]).all((1, 2, 3))
-    assert 9 <= grey.sum() <= 27
-    np.testing.assert_array_equal(faded[~grey], pictures[~grey])
-    contrast = faded[grey].std((1, 2, 3)) / pictures[grey].mean(-1).std((1, 2))
-    assert 0.149 <= contrast.min() < 0.4 and 0.8 < contrast.max() <= 1.001
-    np.testing.assert_array_equal(clip._fade(pictures, 0.0, rng), pictures)
+    np.testing.assert_array_equal(clip._fade(pictures, 0.0, 0.0, rng), pictures)
+    faint, grey = clip._fade(pictures, 0.5, 0.0, rng), clip._fade(pictures, 0.0, 0.5, rng)
+    lost = (grey == grey[..., :1]).all((1, 2, 3))
+    assert 9 <= lost.sum() <= 27
+    np.testing.assert_array_equal(grey[~lost], pictures[~lost])
+    np.testing.assert_allclose(grey[lost][..., 0], pictures[lost].mean(-1), rtol=1e-6)
+    contrast = faint.std((1, 2, 3)) / pictures.std((1, 2, 3))
+    assert 9 <= (contrast < 0.999).sum() <= 27
+    assert 0.149 <= contrast.min() < 0.4 and contrast.max() <= 1.001
+    assert not (faint == faint[..., :1]).all((1, 2, 3)).any()  # the colour is kept
 
 
-def test_a_steady_part_with_faded_pictures_gives_them_the_embeddings_of_clear_ones():
+@pytest.mark.parametrize("lost", ["steady_faint", "steady_grey"])
+def test_a_steady_part_with_faded_pictures_gives_them_the_embeddings_of_clear_ones(lost):
     import open_clip
 
     folder = clip.WEIGHTS.with_name("small_judge")  # never saw such pictures
     shown, learnt = _shown(), _learnt()
-    faded = clip._fade(shown.astype(np.float32), 1.0, np.random.default_rng(1))
-    grey = list(np.rint(faded).astype(np.uint8))
+    shares = (1.0, 0.0) if lost == "steady_faint" else (0.0, 1.0)
+    faded = clip._fade(shown.astype(np.float32), *shares, np.random.default_rng(1))
+    changed = list(np.rint(faded).astype(np.uint8))
     held = {}
     for share in (0.0, 1.0):
         model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         embed = _embedder(model.eval(), transform)
         clear = embed(list(shown))
-        clip._steady(model, learnt, {**STEADY, "steady_grey": share}, "cpu", None, 100)
-        held[share] = (embed(grey) * clear).sum(1).mean()
-    assert held[1.0] > held[0.0] + 0.1
+        clip._steady(model, learnt, {**STEADY, lost: share}, "cpu", None, 100)
+        held[share] = float((embed(changed) * clear).sum(1).mean())
+    assert 1 - held[1.0] < 0.8 * (1 - held[0.0]), held
 
 
 def test_untrained_weights_do_not_name_scenes(barely_trained):

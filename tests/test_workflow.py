@@ -447,10 +447,14 @@ def test_images_from_captions_are_judged_beside_the_guided_ones(pictured):
     assert (given["--top-nouns"], given["--text-scale"], given["--roi"]) == ("5", "7.5", "FFA")
     sets = {
         "generated": f"{folder}/synthesis/images/sim1/FFA",
-        "pixel ascent": f"{folder}/synthesis/ascent/sim1/FFA",
         "from captions": f"{folder}/synthesis/words/sim1/FFA",
+        "pixel ascent": f"{folder}/synthesis/ascent/sim1/FFA",
     }
     assert panels(pictured)["sim1, FFA"]["generated"] == sets
+    # Sets and targets are shown in this order, not in that of the alphabet.
+    assert list(panels(pictured)["sim1, FFA"]["generated"]) == list(sets)
+    targets = [name.split(", ")[1] for name in panels(pictured)]
+    assert targets[:6] == ["FFA", "EBA", "PPA", "VWFA", "food", "RSC"]
     [judged] = [
         c for c in commands(pictured, "judge") if f"{folder}/synthesis/judged/sim1/FFA.nc" in c
     ]

@@ -74,7 +74,7 @@ def options(**settings):
         if isinstance(value, (list, tuple)):
             words.extend(map(str, value))
         elif isinstance(value, dict):
-            words.append(json.dumps(value, sort_keys=True))
+            words.append(json.dumps(value))
         elif value is not True:
             words.append(str(value))
     return shlex.join(words)

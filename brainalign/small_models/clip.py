@@ -80,7 +80,7 @@ TOWERS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 _CONTEXT = 32
 _WEIGHTS_FILE = "open_clip_model.safetensors"
-# Contrast of faded pictures, and the grey towards which they fade.
+# Contrast of faint pictures, and the grey towards which they fade.
 _FADED, _MIDDLE = (0.15, 1.0), 115.0
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -172,6 +172,7 @@ def train_clip(
     start: Path | str | None = None,
     steady_steps: int = 0,
     steady_radius: float = 0.0,
+    steady_faint: float = 0.0,
     steady_grey: float = 0.0,
     batch_size: int = 64,
     learning_rate: float = 2e-3,
@@ -188,8 +189,8 @@ def train_clip(
     category among the names of all, and its sub-category likewise, are added.
 
     With `steady_steps` the image tower then learns to give pictures that are moved, softened and
-    noisy, and in a share `steady_grey` without colour and of lower contrast (T), the embedding that
-    it gave the clear ones before,
+    noisy, and in shares `steady_faint` and `steady_grey` of lower contrast and without colour (T),
+    the embedding that it gave the clear ones before,
 
     .. math:: \lVert f(T x) - f_0(x) \rVert^2 / \overline{\lVert f_0 \rVert}^2,
 
@@ -235,8 +236,10 @@ def train_clip(
         Updates of the second part; its checkpoint lies in ``steady`` of `checkpoint`.
     steady_radius : float
         Largest Euclidean length of the changes of a whole standardised picture; 0 for none.
+    steady_faint : float
+        Share of the second part's pictures that keep only 15 to 100 % of their contrast.
     steady_grey : float
-        Share of the second part's pictures that lose their colour and down to 15 % of contrast.
+        Share that lose their colour, drawn by itself: such a picture may be faint as well.
     batch_size : int
         Pictures per update.
     learning_rate : float
@@ -277,8 +280,9 @@ def train_clip(
         )
     if steady_radius < 0:
         raise ConfigError(f"steady_radius must not be negative; got {steady_radius}.")
-    if not 0 <= steady_grey <= 1:
-        raise ConfigError(f"steady_grey is a share in 0..1; got {steady_grey}.")
+    for name, share in {"steady_faint": steady_faint, "steady_grey": steady_grey}.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name} is a share in 0..1; got {share}.")
     if tower not in TOWERS:
         raise ConfigError(f"There is no tower {tower!r}.{near(tower, TOWERS)}")
     settings = {
@@ -298,7 +302,7 @@ def train_clip(
         images = rendered[0]
         settings |= {
             "steady_steps": steady_steps, "steady_radius": steady_radius,
-            "steady_grey": steady_grey,
+            "steady_faint": steady_faint, "steady_grey": steady_grey,
         }  # fmt: skip
         _steady(model, images, settings, device, folder and folder / "steady", save_every)
     out_folder.parent.mkdir(parents=True, exist_ok=True)
@@ -444,7 +448,8 @@ def _steady(
 
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         rng = np.random.default_rng([seed, 5, step])
-        pictures = _fade(augment(images[chosen], rng), settings["steady_grey"], rng)
+        pictures = augment(images[chosen], rng)
+        pictures = _fade(pictures, settings["steady_faint"], settings["steady_grey"], rng)
         shown = soften(_standardised(pictures), rng).to(device)
         if radius:
             tower.eval()
@@ -458,12 +463,12 @@ def _steady(
     )  # fmt: skip
 
 
-def _fade(pictures: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Make a share of pictures (picture, side, side, 3) of 0..255 grey, and of lower contrast."""
-    chosen = rng.random(len(pictures)) < share
+def _fade(pictures: np.ndarray, faint: float, grey: float, rng: np.random.Generator) -> np.ndarray:
+    """Take contrast and colour from shares of pictures (picture, side, side, 3) of 0..255."""
+    drawn = rng.random((2, len(pictures), 1, 1, 1))
     contrast = rng.uniform(*_FADED, (len(pictures), 1, 1, 1)).astype(np.float32)
-    faded = contrast * pictures.mean(-1, keepdims=True) + (1 - contrast) * _MIDDLE
-    return np.where(chosen[:, None, None, None], faded, pictures)
+    pictures = np.where(drawn[0] < grey, pictures.mean(-1, keepdims=True), pictures)
+    return np.where(drawn[1] < faint, contrast * pictures + (1 - contrast) * _MIDDLE, pictures)
 
 
 def _worst_change(
@@ -683,12 +688,15 @@ def model_card(
                 if settings.get("steady_radius")
                 else ""
             )
-            + (
-                f"; {100 * settings['steady_grey']:g} % of the pictures had lost their colour and "
-                "a part of their contrast."
-                if settings.get("steady_grey")
-                else "."
+            + "".join(
+                f"; {100 * settings[key]:g} % of the pictures had lost {what}"
+                for key, what in (
+                    ("steady_faint", "a part of their contrast"),
+                    ("steady_grey", "their colour"),
+                )
+                if settings.get(key)
             )
+            + "."
         )
     told.append("Made by `python -m brainalign.small_models.clip`.")
     training = textwrap.fill(" ".join(told), 99)
@@ -743,12 +751,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--steady-radius", type=float, default=0.0,
         help="length of the worst changes of these, in standardised pictures",
     )  # fmt: skip
-    parser.add_argument(
-        "--steady-grey",
-        type=float,
-        default=0.0,
-        help="share of these that lose colour and contrast",
-    )
+    for name, lost in {"faint": "contrast", "grey": "colour"}.items():
+        parser.add_argument(
+            f"--steady-{name}", type=float, default=0.0, help=f"share of these that lose {lost}"
+        )
     parser.add_argument("--batch-size", type=int, default=64, help="pictures per update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="its peak")
     chosen = parser.parse_args(arguments)
@@ -761,8 +767,8 @@ def main(arguments: list[str] | None = None) -> int:
     train_clip(
         out, **common, tower=chosen.tower, attention=chosen.attention,
         start=chosen.start, steady_steps=chosen.steady_steps, steady_radius=chosen.steady_radius,
-        steady_grey=chosen.steady_grey, batch_size=chosen.batch_size,
-        learning_rate=chosen.learning_rate,
+        steady_faint=chosen.steady_faint, steady_grey=chosen.steady_grey,
+        batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
     )  # fmt: skip
     return 0
 
