@@ -20,9 +20,16 @@ from brainalign.features import load_model  # noqa: E402
 from brainalign.features.models import shipped_folder  # noqa: E402
 from brainalign.small_models import classifier, clip, diffusion  # noqa: E402
 from brainalign.small_models.clip import WEIGHTS  # noqa: E402
-from brainalign.small_models.scenes import CATEGORIES  # noqa: E402
+from brainalign.small_models.scenes import CATEGORIES, render_scenes  # noqa: E402
 
-TINY = {"n_scenes": 48, "autoencoder_steps": 2, "steps": 3, "seed": 5, "n_measure": 1}
+TINY = {
+    "n_scenes": 48,
+    "autoencoder_steps": 2,
+    "decoder_steps": 2,
+    "steps": 3,
+    "seed": 5,
+    "n_measure": 1,
+}
 JUDGED = {"n_scenes": 48, "steps": 3, "batch_size": 16, "seed": 5, "n_measure": 6}
 
 
@@ -34,6 +41,15 @@ def judge(tmp_path_factory):
 def _weights(path: Path) -> dict[str, np.ndarray]:
     with safe_open(path, "np") as file:
         return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _changed(first: Path, second: Path, part: str) -> set[str]:
+    """Names of the weights of a pipeline's part that differ."""
+    one, other = (
+        _weights(f / part / "diffusion_pytorch_model.safetensors") for f in (first, second)
+    )
+    assert one.keys() == other.keys()
+    return {k for k, v in one.items() if not np.array_equal(v, other[k])}
 
 
 def test_text_encoder_is_the_small_models_text_tower():
@@ -58,30 +74,65 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path, judge):
     stopped = diffusion.train_diffusion(tmp_path / "cut", **cut, save_every=1, stop_at=1)
     assert stopped is None and not (tmp_path / "cut").exists()
     resumed = diffusion.train_diffusion(tmp_path / "cut", **cut, judge=judge)
-    for part in ("vae", "unet"):
-        name = f"{part}/diffusion_pytorch_model.safetensors"
-        first, second = _weights(whole / name), _weights(resumed / name)
-        assert first.keys() == second.keys()
-        for key, value in first.items():
-            np.testing.assert_array_equal(value, second[key], err_msg=key)
+    assert not _changed(whole, resumed, "vae") and not _changed(whole, resumed, "unet")
     record = json.loads((resumed / "training.json").read_text())
     assert 0 <= record["measured"]["label"]["correct"] < 0.7, "three steps cannot draw"
     assert (resumed / "samples.png").is_file()
     assert str(judge.name) in (resumed / "MODEL_CARD.md").read_text()
     begun = diffusion.train_diffusion(
-        tmp_path / "begun", **{**TINY, "autoencoder_steps": 0}, scenes=tmp_path / "scenes",
-        start=whole, judge=judge,
+        tmp_path / "begun", **{**TINY, "autoencoder_steps": 0, "steps": 0},
+        scenes=tmp_path / "scenes", start=whole, judge=judge,
     )  # fmt: skip
-    for part, same in (("vae", True), ("unet", False)):
-        name = f"{part}/diffusion_pytorch_model.safetensors"
-        first, second = _weights(whole / name), _weights(begun / name)
-        assert all(np.array_equal(v, second[k]) for k, v in first.items()) == same
+    assert not _changed(whole, begun, "unet")
+    changed = _changed(whole, begun, "vae")
+    assert changed and all(k.startswith(("decoder.", "post_quant_conv.")) for k in changed)
     card = " ".join((begun / "MODEL_CARD.md").read_text().split())
-    assert "began with the weights" in card and "Autoencoder:" not in card
+    assert "began with the weights" in card and "Its decoder alone" in card
+    assert "Autoencoder:" not in card and "Denoiser:" not in card
     with pytest.raises(ConfigError, match="other settings"):
         diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4}, judge=judge)
     with pytest.raises(ConfigError, match="exists"):
         diffusion.train_diffusion(tmp_path / "cut", **TINY)
+
+
+def test_a_decoder_learns_to_draw_what_was_there():
+    """From the same latents: closer in pixels and in what the tower sees."""
+    from diffusers import AutoencoderKL
+    from torch.nn.functional import normalize
+
+    images = np.stack([s.image for s in render_scenes(96, seed=3, size=64)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL(**diffusion._VAE)
+    diffusion._start_from_averages(vae, images)
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    settings = {
+        "steps": 40, "batch_size": 8, "learning_rate": 2e-3, "weight_decay": 0.0, "seed": 3,
+    }  # fmt: skip
+    shown = diffusion._as_tensor(images[:24], "cpu")
+    tower = load_model("small-clip", device="cpu").module.visual
+
+    @torch.no_grad()
+    def wrong():
+        made = vae.decode(vae.encode(shown).latent_dist.mean).sample
+        seen = [normalize(tower.layer1(tower.stem(2 * x)), dim=1) for x in (made, shown)]
+        return float((made - shown).abs().mean()), float((seen[0] - seen[1]).square().sum(1).mean())
+
+    pixels, perceived = wrong()
+    diffusion._train_decoder(vae, WEIGHTS, images, settings, "cpu", None, 100)
+    assert all(
+        torch.equal(before[k], v) for k, v in vae.state_dict().items()
+        if not k.startswith(("decoder.", "post_quant_conv."))
+    )  # fmt: skip
+    fewer, nearer = wrong()
+    assert fewer < 0.9 * pixels and nearer < 0.9 * perceived
+
+
+def test_a_decoder_needs_a_residual_network_to_see_with(tmp_path):
+    with pytest.raises(ConfigError, match="residual network"):
+        diffusion.train_diffusion(
+            tmp_path / "out", **TINY, clip=shipped_folder("small-judge"), scenes=tmp_path / "s",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -90,6 +141,7 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path, judge):
         ({"seed": 10_000}, "kept for held-out"),
         ({"steps": 0}, "steps >= 1"),
         ({"autoencoder_steps": 0}, "autoencoder_steps >= 1"),
+        ({"decoder_steps": -1}, "decoder_steps >= 0"),
         ({"n_scenes": 8}, "n_scenes >= 32"),
         ({"stop_at": 1}, "no checkpoint folder"),
     ],

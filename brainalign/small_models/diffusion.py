@@ -58,6 +58,7 @@ _NOISE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
 }  # fmt: skip
 _KL = 0.01
+_PERCEIVED = 0.5
 _EMPTY = 0.2
 _WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _SNR_LIMIT = 5.0
@@ -230,7 +231,6 @@ def _train_autoencoder(
 ) -> Any:
     import torch
     from diffusers import AutoencoderKL
-    from torch.nn.functional import avg_pool2d
 
     seed, crop = settings["seed"], settings["crop"]
     with torch.random.fork_rng(devices=[]):
@@ -255,20 +255,74 @@ def _train_autoencoder(
         latents = model.encode(shown).latent_dist
         noise = torch.randn(latents.mean.shape, generator=generator).to(device)
         made = model.decode(latents.mean + latents.std * noise).sample
-        wrong = made - shown
-        error = wrong.abs().mean()
-        # Edges, which a mean absolute error alone lets blur, and colours, which it learns last.
-        for axis in (-1, -2):
-            error = error + torch.diff(wrong, dim=axis).abs().mean()
-        for size in (2, 4, 8):
-            error = error + avg_pool2d(wrong, size).abs().mean()
-        return error + _KL * latents.kl().mean() / shown[0].numel()
+        return _error(made - shown) + _KL * latents.kl().mean() / shown[0].numel()
 
     fit(
         model, _optimiser(model, settings), loss_of, len(images), settings, folder,
         name="autoencoder", save_every=every,
     )  # fmt: skip
     return model.requires_grad_(False)
+
+
+def _error(wrong: torch.Tensor) -> torch.Tensor:
+    """Return the absolute errors of pixels, of edges and of means over squares."""
+    import torch
+    from torch.nn.functional import avg_pool2d
+
+    error = wrong.abs().mean()
+    # Edges, which a mean absolute error alone lets blur, and colours, which it learns last.
+    for axis in (-1, -2):
+        error = error + torch.diff(wrong, dim=axis).abs().mean()
+    for size in (2, 4, 8):
+        error = error + avg_pool2d(wrong, size).abs().mean()
+    return error
+
+
+def _train_decoder(
+    model: Any,
+    clip: Path,
+    images: np.ndarray,
+    settings: dict[str, Any],
+    device: str,
+    folder: Path | None,
+    every: int,
+) -> None:
+    """Train the decoder alone, so that a network sees in what it draws what was there."""
+    import open_clip
+    import torch
+
+    tower = open_clip.create_model_and_transforms(f"local-dir:{clip}")[0].visual
+    if not hasattr(tower, "stem"):
+        raise ConfigError(f"The decoder is trained with CLIP's residual network; {clip} has none.")
+    tower = tower.to(device).eval().requires_grad_(False)
+    parts = [model.decoder, model.post_quant_conv]
+    trained = torch.nn.ModuleList(parts).requires_grad_(True)
+
+    def seen(pictures: torch.Tensor) -> list[torch.Tensor]:
+        """Return unit vectors of channels at each place, of the stem and of the first layers."""
+        x = tower.stem(2 * pictures)  # standardised as the tower knows pictures
+        stages = [x]
+        for layer in (tower.layer1, tower.layer2, tower.layer3):
+            x = layer(x)
+            stages.append(x)
+        return [torch.nn.functional.normalize(s, dim=1, eps=1e-6) for s in stages]
+
+    def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
+        generator = torch.Generator().manual_seed((settings["seed"] * 7919 + 3) * 1_000_003 + step)
+        shown = _as_tensor(images[chosen], device)
+        with torch.no_grad():
+            latents = model.encode(shown).latent_dist
+            noise = torch.randn(latents.mean.shape, generator=generator).to(device)
+            wanted = seen(shown)
+        made = model.decode(latents.mean + latents.std * noise).sample
+        apart = sum((a - b).square().sum(1).mean() for a, b in zip(seen(made), wanted, strict=True))
+        return _error(made - shown) + _PERCEIVED * apart
+
+    fit(
+        trained, _optimiser(trained, settings), loss_of, len(images), settings, folder,
+        name="decoder", save_every=every,
+    )  # fmt: skip
+    trained.requires_grad_(False)
 
 
 def _latents(vae: Any, images: np.ndarray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -359,6 +413,7 @@ def train_diffusion(
     start: Path | str | None = None,
     n_scenes: int = 12_000,
     autoencoder_steps: int = 4800,
+    decoder_steps: int = 0,
     steps: int = 6000,
     seed: int = 0,
     device: str = "cpu",
@@ -374,8 +429,15 @@ def train_diffusion(
 
     The autoencoder minimises the mean absolute error of pictures, of their horizontal and vertical
     differences and of their means over squares of 2, 4 and 8 pixels, plus a small Kullback-Leibler
-    term; two thirds of its updates see quarters of pictures. Then, with its latents :math:`z` and
-    noise :math:`\epsilon`, the denoiser minimises
+    term; two thirds of its updates see quarters of pictures. With `decoder_steps` its decoder alone
+    goes on to minimise these errors of :math:`\hat x` plus what a network sees of them,
+
+    .. math:: 0.5 \sum_l \mathrm{mean}_p
+        \lVert \bar f_l(\hat x)_p - \bar f_l(x)_p \rVert^2,
+
+    with the channels :math:`\bar f_l(x)_p` at place p, of unit length, of the stem and the first
+    three layers of the small CLIP model. Then, with the encoder's latents :math:`z` and noise
+    :math:`\epsilon`, the denoiser minimises
 
     .. math:: \min(1, 5 / \mathrm{SNR}_t) \,
         \lVert \epsilon_\theta(\sqrt{\bar\alpha_t} z + \sqrt{1 - \bar\alpha_t} \epsilon, t, c)
@@ -389,14 +451,19 @@ def train_diffusion(
         Gets the pipeline's folders (float16), ``training.json``, ``MODEL_CARD.md`` and
         ``samples.png``.
     clip : path
-        Folder of the small CLIP model whose text tower conditions the denoiser.
+        Folder of the small CLIP model whose text tower conditions the denoiser and whose image
+        tower, a residual network, the decoder is trained with.
     start : path, optional
         A folder of this function whose autoencoder and denoiser are begun with, at half the rate.
+        With ``autoencoder_steps=0`` the latents stay as they are, and so does the denoiser with
+        ``steps=0``.
     n_scenes : int
         Number of scenes to learn from.
     autoencoder_steps, steps : int
-        Updates of the autoencoder (8 pictures each; 0 only with `start`) and of the denoiser (32
-        each).
+        Updates of the autoencoder (8 pictures each) and of the denoiser (32 each); 0 only with
+        `start`.
+    decoder_steps : int
+        Updates of the decoder between the two (16 pictures each).
     seed : int
         Names the scenes and draws first weights, batches and noise; below 10000.
     device : str
@@ -425,22 +492,24 @@ def train_diffusion(
     Raises
     ------
     ConfigError
-        If numbers make no sense, there is no judge, `start` has another architecture, or the
-        checkpoint belongs to other settings.
+        If numbers make no sense, there is no judge, `start` has another architecture, `clip` has
+        no residual network for the decoder, or the checkpoint belongs to other settings.
 
     References
     ----------
     Rombach et al. (2022), High-resolution image synthesis with latent diffusion models, CVPR.
-    Hang et al. (2023), Efficient diffusion training via min-SNR weighting strategy, ICCV.
+    Hang et al. (2023), Efficient diffusion training via min-SNR weighting strategy, ICCV. Zhang et
+    al. (2018), The unreasonable effectiveness of deep features as a perceptual metric, CVPR.
     """
     require("diffusers", "transformers", "open_clip")
     out_folder = Path(out_folder)
     check_run(out_folder, seed, checkpoint, stop_at, overwrite)
     least = 0 if start else 1
-    if n_scenes < 32 or steps < 1 or autoencoder_steps < least:
+    if n_scenes < 32 or min(steps, autoencoder_steps) < least or decoder_steps < 0:
         raise ConfigError(
-            f"Training needs n_scenes >= 32, steps >= 1 and autoencoder_steps >= {least}; got "
-            f"n_scenes={n_scenes}, autoencoder_steps={autoencoder_steps}, steps={steps}."
+            f"Training needs n_scenes >= 32, steps and autoencoder_steps >= {least} and "
+            f"decoder_steps >= 0; got n_scenes={n_scenes}, steps={steps}, autoencoder_steps="
+            f"{autoencoder_steps}, decoder_steps={decoder_steps}."
         )
     if stop_at is None:
         judge = _judge(judge)
@@ -460,10 +529,17 @@ def train_diffusion(
         "weight_decay": 0.0, "crop": IMAGE_SIZE // 2, "crop_steps": autoencoder_steps * 2 // 3,
     }  # fmt: skip
     vae = _train_autoencoder(images, first, device, folder and folder / "vae", save_every, begun)
+    clip_weights = sha256_file(Path(clip) / "open_clip_model.safetensors")
+    middle = {
+        **first, "steps": decoder_steps, "batch_size": 16, "crop_steps": 0, "clip": clip_weights,
+    }  # fmt: skip
+    if decoder_steps:
+        _train_decoder(
+            vae, Path(clip), images, middle, device, folder and folder / "decoder", save_every
+        )
     second = {
         **settings, "steps": steps, "batch_size": 32, "learning_rate": rate * 1e-3,
-        "weight_decay": 0.01,
-        "clip": sha256_file(Path(clip) / "open_clip_model.safetensors"),
+        "weight_decay": 0.01, "clip": clip_weights,
     }  # fmt: skip
     unet, done = _train_unet(
         vae, text, images, texts, second, device, folder and folder / "unet", save_every, stop_at,
@@ -476,7 +552,7 @@ def train_diffusion(
         _write(made, vae, unet, *text)
         measured = measure(made, n=n_measure, judge=judge)
         record = {
-            "settings": {"autoencoder": first, "denoiser": second},
+            "settings": {"autoencoder": first, "decoder": middle, "denoiser": second},
             "parameters": {
                 "autoencoder": _count(vae), "denoiser": _count(unet), "text": _count(text[0])
             },
@@ -635,7 +711,8 @@ def _sheet(rows: list[list[Any]]) -> Any:
 def model_card(record: dict[str, Any]) -> str:
     """Return the text of ``MODEL_CARD.md``: what the model is, how it was made, how good it is."""
     measured, count = record["measured"], record["parameters"]
-    first, second = record["settings"]["autoencoder"], record["settings"]["denoiser"]
+    settings = record["settings"]
+    first = settings["autoencoder"]
     label = measured["label"]
     each = ", ".join(f"{c} {100 * v:.0f} %" for c, v in label["by_category"].items())
     free = ", ".join(f"{c} {100 * v:.0f} %" for c, v in measured["unprompted"].items())
@@ -645,7 +722,13 @@ def model_card(record: dict[str, Any]) -> str:
     ]
     if "start" in first:
         told.append("Training began with the weights of a pipeline of the same architecture.")
-    for name, part in (("Autoencoder", first), ("Denoiser", second)):
+    names = {
+        "autoencoder": "Autoencoder",
+        "decoder": "Its decoder alone, by what the image tower of small-clip sees as well",
+        "denoiser": "Denoiser",
+    }
+    for key, name in names.items():
+        part = settings[key]
         if part["steps"]:
             told.append(
                 f"{name}: {part['steps']:,} updates of {part['batch_size']} pictures, peak rate "
@@ -707,12 +790,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--autoencoder-steps", type=int, default=4800, help="updates before those of --steps"
     )
+    parser.add_argument(
+        "--decoder-steps", type=int, default=0, help="updates of the decoder alone, after these"
+    )
     parser.add_argument("--judge", type=Path, help="labels the pictures of the card")
     chosen = parser.parse_args(arguments)
     out, common = common_options(parser, chosen)
     train_diffusion(
         out, **common, clip=chosen.clip, start=chosen.start,
-        autoencoder_steps=chosen.autoencoder_steps, judge=chosen.judge,
+        autoencoder_steps=chosen.autoencoder_steps, decoder_steps=chosen.decoder_steps,
+        judge=chosen.judge,
     )  # fmt: skip
     return 0
 
