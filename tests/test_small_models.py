@@ -253,8 +253,9 @@ def test_shipped_model_is_small_and_an_open_clip_one(shipped):
 
 
 def test_shipped_model_names_held_out_scenes():
-    found = clip.measure(clip.WEIGHTS, n=300, seed=30_000)
-    assert found["category"]["n"] == 300
+    # Of 300 scenes 54 tell the colour: a scene more or less decided.
+    found = clip.measure(clip.WEIGHTS, n=1200, seed=30_000)
+    assert found["category"]["n"] == 1200
     assert found["category"]["correct"] > 0.95, found["by_category"]
     assert min(found["by_category"].values()) > 0.85, found["by_category"]
     assert found["subcategory"]["correct"] > 0.7

@@ -7,14 +7,23 @@ SMALL_DEVICE = "cpu" if config["features"]["device"] == "auto" else config["feat
 
 # Name -> module of its trainer, and options of its own.
 TRAINERS = {
-    "small_clip": ("clip", {"seed": config["seed"], "steady_steps": 2400}),
+    "small_clip": (
+        "clip",
+        {
+            "seed": config["seed"],
+            "steady_steps": 4800,
+            "steady_radius": 5,
+            "steady_faint": 0.3,
+            "steady_grey": 0.12,
+        },
+    ),
     "small_judge": (
         "clip",
         {"tower": "convnet", "seed": config["seed"] + 7, "scenes": 8000, "steps": 3000, "steady_steps": 1500},
     ),
     "small_classifier": ("classifier", {"seed": config["seed"] + 13}),
     "small_captioner": ("captioner", {"seed": config["seed"] + 1}),
-    "small_diffusion": ("diffusion", {"seed": config["seed"]}),
+    "small_diffusion": ("diffusion", {"seed": config["seed"], "decoder_steps": 5000}),
 }
 # These read the small CLIP model: its text tower, or its embeddings.
 BUILT_ON_CLIP = ("small_captioner", "small_diffusion")

@@ -57,8 +57,8 @@ _NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }  # fmt: skip
-_KL = 0.01
-_PERCEIVED = 0.5
+# Weights of the latents' divergence, and of what a network sees of the decoder's pictures.
+_KL, _PERCEIVED = 0.01, 0.5
 _EMPTY = 0.2
 _WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _SNR_LIMIT = 5.0
@@ -295,8 +295,7 @@ def _train_decoder(
     if not hasattr(tower, "stem"):
         raise ConfigError(f"The decoder is trained with CLIP's residual network; {clip} has none.")
     tower = tower.to(device).eval().requires_grad_(False)
-    parts = [model.decoder, model.post_quant_conv]
-    trained = torch.nn.ModuleList(parts).requires_grad_(True)
+    trained = torch.nn.ModuleList([model.decoder, model.post_quant_conv]).requires_grad_(True)
 
     def seen(pictures: torch.Tensor) -> list[torch.Tensor]:
         """Return unit vectors of channels at each place, of the stem and of the first layers."""
