@@ -66,7 +66,7 @@ def judged(subject, folder, roi, ascent=True):
     common = {"roi": roi, "rerank": subject / "rank.zarr", "device": "cpu", "progress": False}
     sets = {"generated": folder / "images"}
     dive(
-        guides, "small-diffusion", out=sets["generated"], n_images=20, keep=0.3, scale=150,
+        guides, "small-diffusion", out=sets["generated"], n_images=40, keep=0.3, scale=150,
         schedule="linear", sag_scale=0, steps=25, scheduler="dpmsolver++", batch_size=10, **common,
     )  # fmt: skip
     if ascent:
