@@ -89,6 +89,11 @@ def test_diffusion_training_goes_on_to_the_same_weights(tmp_path, judge):
     card = " ".join((begun / "MODEL_CARD.md").read_text().split())
     assert "began with the weights" in card and "Its decoder alone" in card
     assert "Autoencoder:" not in card and "Denoiser:" not in card
+    denoised = diffusion.train_diffusion(
+        tmp_path / "denoised", **{**TINY, "autoencoder_steps": 0, "decoder_steps": 0},
+        scenes=tmp_path / "scenes", start=whole, judge=judge,
+    )  # fmt: skip
+    assert not _changed(whole, denoised, "vae") and _changed(whole, denoised, "unet")
     with pytest.raises(ConfigError, match="other settings"):
         diffusion.train_diffusion(tmp_path / "more", **{**cut, "steps": 4}, judge=judge)
     with pytest.raises(ConfigError, match="exists"):

@@ -295,6 +295,7 @@ def _train_decoder(
     if not hasattr(tower, "stem"):
         raise ConfigError(f"The decoder is trained with CLIP's residual network; {clip} has none.")
     tower = tower.to(device).eval().requires_grad_(False)
+    mean, deviation = _latents(model, images, device)
     trained = torch.nn.ModuleList([model.decoder, model.post_quant_conv]).requires_grad_(True)
 
     def seen(pictures: torch.Tensor) -> list[torch.Tensor]:
@@ -309,11 +310,10 @@ def _train_decoder(
     def loss_of(step: int, chosen: np.ndarray) -> torch.Tensor:
         generator = torch.Generator().manual_seed((settings["seed"] * 7919 + 3) * 1_000_003 + step)
         shown = _as_tensor(images[chosen], device)
+        noise = torch.randn(mean[chosen].shape, generator=generator).to(device)
         with torch.no_grad():
-            latents = model.encode(shown).latent_dist
-            noise = torch.randn(latents.mean.shape, generator=generator).to(device)
             wanted = seen(shown)
-        made = model.decode(latents.mean + latents.std * noise).sample
+        made = model.decode(mean[chosen] + deviation[chosen] * noise).sample
         apart = sum((a - b).square().sum(1).mean() for a, b in zip(seen(made), wanted, strict=True))
         return _error(made - shown) + _PERCEIVED * apart
 
