@@ -42,6 +42,7 @@ from brainalign.features.layers import Pooling
 from brainalign.features.models import shipped_folder
 from brainalign.small_models.scenes import CATEGORIES, render_scenes
 from brainalign.synthesis import (
+    Jitter,
     Target,
     ascend_pixels,
     dive,
@@ -56,8 +57,8 @@ PREFERS = {"FFA": "people", "EBA": "bodies", "PPA": "places", "VWFA": "words", "
 PARTS = ("people", "places")
 EACH, N_NULL = 30, 60
 LABELLED = 0.85
-OPTIONS = ("scenes", "images", "ascents", "keep", "steps", "scale", "schedule", "seed", "pipeline",
-           "guides", "ranker")  # fmt: skip
+OPTIONS = ("scenes", "images", "ascents", "keep", "steps", "scale", "schedule", "copies", "seed",
+           "pipeline", "guides", "ranker")  # fmt: skip
 
 
 def neuroids_of(roi: Sequence[str]) -> xr.Dataset:
@@ -122,6 +123,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=150.0)
     parser.add_argument("--schedule", default="linear", help="of the scale along the run")
+    parser.add_argument(
+        "--copies", type=int, default=8, help="altered copies of an image that are climbed on; or 0"
+    )
     # The embedding of unit length ("output") alone has gradients that more often lead to pictures
     # which move the guide and no other network.
     parser.add_argument(
@@ -214,6 +218,7 @@ class Study:
         making = {
             **common, "steps": args.steps, "scheduler": "dpmsolver++", "scale": args.scale,
             "schedule": args.schedule, "sag_scale": 0.0, "batch_size": 10,
+            "jitter": Jitter(args.copies) if args.copies else None,
         }  # fmt: skip
         sets = {"generated": place / "generated"}
         if not sets["generated"].exists():

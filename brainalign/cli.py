@@ -444,6 +444,7 @@ def _ascend(args: argparse.Namespace) -> int:
         size=args.size,
         steps=args.steps,
         rate=args.rate,
+        jitter=args.jitter,
         **_target(args),
         **_making(args),
     )
@@ -1305,7 +1306,9 @@ def _parser() -> argparse.ArgumentParser:
         "--pipeline", required=True, help="folder or hub id of Stable Diffusion 1.x, 2.x"
     )
     _add_making_arguments(p, n_images=100)
-    p.add_argument("--guidance", type=json.loads, default={}, help="scale, sag_scale ...: JSON")
+    p.add_argument(
+        "--guidance", type=json.loads, default={}, help="scale, sag_scale, jitter ...: JSON"
+    )
     said = p.add_mutually_exclusive_group()
     said.add_argument("--prompts", nargs="+", default=[""], help="images have them in turn")
     said.add_argument(
@@ -1325,6 +1328,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=int, required=True, help="side in pixels")
     p.add_argument("--steps", type=int, default=200)
     p.add_argument("--rate", type=float, default=0.02, help="learning rate")
+    p.add_argument("--jitter", type=json.loads, help="of the copies that are climbed on: JSON")
 
     p = command("label", _label, "label images by a classifier or by the nearest text")
     p.add_argument("--stimuli", type=Path, required=True, help="folder of images")

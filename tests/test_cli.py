@@ -280,15 +280,18 @@ def test_targets_guidance_and_halves_reach_what_makes_images(called, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("1-2-3\n4-5-6\n")
     common = ["--encoded", "guide", "--rerank", "judge", "--out", "out", "--seed", "7"]
-    guidance = json.dumps({"scale": 100, "through_unet": False})
+    guidance = json.dumps({"scale": 100, "through_unet": False, "jitter": {"copies": 4}})
     words = ["dive", *common, "--pipeline", "sd", "--guidance", guidance, "--batch-size", "auto"]
     assert main([*words, "--roi", "OPA", "--cluster", "1", "--n-clusters", "2"]) == 0
     given = called["dive"].call_args.kwargs
     assert (given["roi"], given["cluster"], given["n_clusters"]) == ("OPA", 1, 2)
     assert (given["scale"], given["through_unet"], given["batch_size"]) == (100, False, "auto")
     assert (given["seed"], [str(p) for p in given["rerank"]]) == (7, ["judge"])
-    assert main(["ascend", *common, "--neuroids", str(ids), "--size", "64"]) == 0
+    assert given["jitter"] == {"copies": 4}
+    ascent = ["ascend", *common, "--neuroids", str(ids), "--size", "64"]
+    assert main([*ascent, "--jitter", '{"copies": 3}']) == 0
     given = called["ascend_pixels"].call_args.kwargs
+    assert given["jitter"] == {"copies": 3}
     assert given["neuroids"] == ("1-2-3", "4-5-6") and given["roi"] is None
 
 

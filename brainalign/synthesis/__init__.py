@@ -6,6 +6,7 @@ from typing import Any
 _HOME = {
     "Guidance": "guidance",
     "ImageEncoder": "objective",
+    "Jitter": "jitter",
     "Target": "objective",
     "alphabar": "guidance",
     "ascend": "sampling",
@@ -14,6 +15,7 @@ _HOME = {
     "dive": "sampling",
     "dive_section": "sections",
     "guided": "guidance",
+    "jittered": "jitter",
     "judge": "judging",
     "label": "judging",
     "label_images": "judging",

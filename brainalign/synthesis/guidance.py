@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brainalign.errors import BrainalignError, ConfigError, MissingDependencyError, near
+from brainalign.synthesis.jitter import Jitter, jittered
 
 __all__ = [
     "DIFFUSERS",
@@ -66,6 +67,8 @@ class Guidance:
         Weight of `scale` along the run, see `schedule_weight`.
     through_unet : bool
         Whether the gradient passes the UNet; otherwise its prediction counts as a constant.
+    jitter : Jitter, optional
+        Have the objective see altered copies of each image, instead of the image itself.
     gradient_checkpointing : bool
         Whether UNet and VAE compute activations again in the backward pass instead of keeping them.
     vae_slicing : bool
@@ -83,6 +86,7 @@ class Guidance:
     sag_scale: float = 0.75
     schedule: str = "constant"
     through_unet: bool = True
+    jitter: Jitter | None = None
     gradient_checkpointing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -388,7 +392,8 @@ def guided(
         before.
     objective : callable
         J: takes images (image, 3, row, column) in [0, 1], in the pipeline's precision or float32
-        if that is half, and returns one number an image.
+        if that is half, and returns one number an image. With ``guidance.jitter`` it is averaged
+        over altered copies, see `brainalign.synthesis.jittered`.
     guidance : Guidance, optional
         Scales and options.
 
@@ -462,7 +467,8 @@ class _Denoiser:
         guidance: Guidance,
         attention: _Attention | None,
     ) -> None:
-        self.pipe, self.plain, self.objective = pipe, plain, objective
+        self.pipe, self.plain = pipe, plain
+        self.objective = jittered(objective, guidance.jitter) if guidance.jitter else objective
         self.guidance, self.attention = guidance, attention
         self.steps: list[Step] = []
 

@@ -29,6 +29,7 @@ from brainalign.features.extraction import extract
 from brainalign.features.models import Model, shipped_folder
 from brainalign.memory import free_bytes, peak_bytes
 from brainalign.synthesis.guidance import SCHEDULERS, Guidance, check_diffusers, guided
+from brainalign.synthesis.jitter import Jitter, jittered
 from brainalign.synthesis.objective import (
     Encoder,
     ImageEncoder,
@@ -371,6 +372,7 @@ def dive(
     sag_scale: float = 0.75,
     schedule: str = "constant",
     through_unet: bool = True,
+    jitter: Jitter | Mapping[str, Any] | None = None,
     prompt: str | Sequence[str] = "",
     negative_prompt: str = "",
     text_scale: float = 1.0,
@@ -417,6 +419,8 @@ def dive(
         Share of the images, from the first rank on, marked as ``kept``.
     scale, sag_scale, schedule, through_unet, gradient_checkpointing, vae_slicing, vae_tiling
         See `Guidance`.
+    jitter : Jitter or mapping, optional
+        See `Guidance`; a mapping gives its fields by name.
     prompt : str or sequence of str
         The text; of several, the images have one after the other in turn. With ``scale=0,
         sag_scale=0`` and a `text_scale` above 1 images are made from the words alone.
@@ -450,8 +454,9 @@ def dive(
         Before the first seed, if the target, encoders, pipeline or options do not go together.
     """
     guidance = Guidance(
-        scale, sag_scale, schedule, through_unet, gradient_checkpointing, vae_slicing, vae_tiling
-    )
+        scale, sag_scale, schedule, through_unet, Jitter.of(jitter), gradient_checkpointing,
+        vae_slicing, vae_tiling,
+    )  # fmt: skip
     target = Target(roi, against, cluster, n_clusters, tuple(neuroids))
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
@@ -505,6 +510,7 @@ def ascend_pixels(
     keep: float = 0.2,
     steps: int = 200,
     rate: float = 0.02,
+    jitter: Jitter | Mapping[str, Any] | None = None,
     interpolation: str | None = None,
     batch_size: int | str = 8,
     device: str | torch.device = "auto",
@@ -522,12 +528,18 @@ def ascend_pixels(
         interpolation=interpolation, device=device, models=models, overwrite=overwrite,
         progress=progress,
     )  # fmt: skip
-    settings = {"method": "pixel ascent", "steps": steps, "rate": rate, "size": size}
+    altered = Jitter.of(jitter)
+    settings = {
+        "method": "pixel ascent",
+        "steps": steps,
+        "rate": rate,
+        "size": size,
+        "jitter": altered and dataclasses.asdict(altered),
+    }
 
     def make(seeds: Sequence[int], n_steps: int = steps) -> list[Image]:
-        return ascend(
-            maker.objective, seeds, size=size, steps=n_steps, rate=rate, device=maker.device
-        )
+        objective = jittered(maker.objective, altered) if altered else maker.objective
+        return ascend(objective, seeds, size=size, steps=n_steps, rate=rate, device=maker.device)
 
     return maker.run(make, settings, batch_size, lambda n: make(range(n), 1))
 

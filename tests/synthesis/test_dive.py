@@ -11,7 +11,14 @@ import torch
 from brainalign.data.stimuli import read_stimuli
 from brainalign.data.store import write
 from brainalign.errors import ConfigError, SchemaError, UnavailableError, UnknownNameError
-from brainalign.synthesis import ascend_pixels, dive, load_pipeline, read_kept, sample
+from brainalign.synthesis import (
+    Jitter,
+    ascend_pixels,
+    dive,
+    load_pipeline,
+    read_kept,
+    sample,
+)
 from brainalign.synthesis.objective import Target
 from brainalign.synthesis.sampling import largest_batch, predict_target
 
@@ -79,17 +86,40 @@ def test_a_run_that_was_killed_ends_with_the_same_images(paths, tmp_path, monkey
         dive(paths / "one.zarr", paths / "pipe", out=tmp_path / "whole", **OPTIONS)
 
 
-def test_a_seed_is_the_same_image_in_any_batch(paths, tmp_path):
+@pytest.mark.parametrize("jitter", [None, {"copies": 2}])
+def test_a_seed_is_the_same_image_in_any_batch(paths, tmp_path, jitter):
     by_size = []
     for n, seed, size in ((3, 7, 3), (1, 8, 1), (2, 8, 2)):
         out = tmp_path / f"{n}-{seed}-{size}"
         made = dive(paths / "one.zarr", paths / "pipe", out=out,
+                    jitter=jitter,
                     **{**OPTIONS, "n_images": n, "seed": seed, "batch_size": size})  # fmt: skip
         i = made.index["seed"].values.tolist().index(8)
         by_size.append(np.asarray(made.open(i)).astype(int))
     assert np.abs(by_size[0] - by_size[1]).max() <= 1
     assert np.abs(by_size[0] - by_size[2]).max() <= 1
-    assert read_stimuli(tmp_path / "1-8-1").index.attrs["reranked_by"] == "the guiding encoder"
+    attrs = read_stimuli(tmp_path / "1-8-1").index.attrs
+    assert attrs["reranked_by"] == "the guiding encoder"
+    recorded = json.loads(attrs["config"])["guidance"]["jitter"]
+    assert recorded == (jitter and {"copies": 2, "shift": 1 / 16, "zoom": 0.25, "noise": 0.05})
+
+
+def test_copies_lead_to_other_images(paths, tmp_path):
+    options = {**OPTIONS, "n_images": 2}
+    made = {
+        copies: dive(paths / "one.zarr", paths / "pipe", out=tmp_path / str(copies),
+                     jitter=Jitter(copies) if copies else None, **options)
+        for copies in (0, 1, 2)
+    }  # fmt: skip
+    assert len({tuple(images.sha256) for images in made.values()}) == 3
+    pixels = [
+        ascend_pixels(paths / "one.zarr", out=tmp_path / f"pixels {n}", size=64, roi="A", steps=3,
+                      n_images=2, jitter={"copies": n} if n else None, device="cpu")
+        for n in (0, 2)
+    ]  # fmt: skip
+    assert pixels[0].sha256 != pixels[1].sha256
+    settings = [json.loads(images.index.attrs["config"])["jitter"] for images in pixels]
+    assert not settings[0] and settings[1]["copies"] == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -171,6 +201,7 @@ def test_errors_come_before_the_first_seed(paths, tmp_path):
         ({"keep": 0}, ConfigError, "keep"),
         ({"schedule": "steep"}, ConfigError, "schedule"),
         ({"prompt": []}, ConfigError, "no prompt"),
+        ({"jitter": {"copy": 3}}, ConfigError, "copies"),
         ({"rerank": paths / "other.zarr"}, SchemaError, "sub-02"),
     ):
         with pytest.raises(error, match=match):
