@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="cases that run at a time")
     parser.add_argument("--scenes", type=int, default=900)
     parser.add_argument("--images", type=int, default=200, help="of each region; half of others")
-    parser.add_argument("--ascents", type=int, default=100, help="images of pixels alone")
+    parser.add_argument("--ascents", type=int, default=50, help="images of pixels alone")
     parser.add_argument("--keep", type=float, default=0.1)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--scale", type=float, default=150.0)

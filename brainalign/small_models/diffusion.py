@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +59,7 @@ _NOISE: dict[str, Any] = {
 }  # fmt: skip
 # Weights of the latents' divergence, and of what a network sees of the decoder's pictures.
 _KL, _PERCEIVED = 0.01, 0.5
+_EMPTY = 0.2
 _WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _SNR_LIMIT = 5.0
 
@@ -375,7 +374,7 @@ def _train_unet(
         rng = np.random.default_rng([seed, 3, step])
         generator = torch.Generator().manual_seed((seed * 7919 + 2) * 1_000_003 + step)
         ids = said[chosen, rng.integers(0, CAPTIONS, len(chosen))].clone()
-        ids[torch.from_numpy(rng.random(len(chosen)) < settings["empty"])] = empty
+        ids[torch.from_numpy(rng.random(len(chosen)) < _EMPTY)] = empty
         with torch.no_grad():
             hidden = encoder(ids.to(device))[0]
         draw = torch.randn((2, len(chosen), *mean.shape[1:]), generator=generator).to(device)
@@ -387,9 +386,7 @@ def _train_unet(
         times = (place * len(alphas)).long()[torch.randperm(len(chosen), generator=generator)]
         times = times.to(device)
         noisy = noise_of.add_noise(latents, draw[1], times)
-        with _computing(settings["precision"], device):
-            made = model(noisy, times, hidden).sample.float()
-        error = (made - draw[1]).square().mean((1, 2, 3))
+        error = (model(noisy, times, hidden).sample - draw[1]).square().mean((1, 2, 3))
         return (error * (_SNR_LIMIT / snr[times]).clamp(max=1)).mean()
 
     done = fit(
@@ -397,24 +394,6 @@ def _train_unet(
         name="denoiser", save_every=every, stop_at=stop_at,
     )  # fmt: skip
     return model.requires_grad_(False), done
-
-
-@contextmanager
-def _computing(precision: str, device: str) -> Iterator[None]:
-    """Compute in this precision; weights, and what is sensitive to it, stay in float32."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kind = torch.device(device).type
-    if precision == "float32":
-        yield
-    elif kind == "cpu":
-        # Half of a step in bfloat16 would be the gradient of the CPU's fused attention.
-        with torch.autocast(kind, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        with torch.autocast(kind, torch.bfloat16):
-            yield
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> torch.Tensor:
@@ -435,8 +414,6 @@ def train_diffusion(
     autoencoder_steps: int = 4800,
     decoder_steps: int = 0,
     steps: int = 6000,
-    empty: float = 0.2,
-    precision: str = "float32",
     seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | str | None = None,
@@ -465,7 +442,7 @@ def train_diffusion(
         \lVert \epsilon_\theta(\sqrt{\bar\alpha_t} z + \sqrt{1 - \bar\alpha_t} \epsilon, t, c)
         - \epsilon \rVert^2
 
-    over times t, with captions c, a share of them empty.
+    over times t, with captions c, one in five of them empty.
 
     Parameters
     ----------
@@ -486,10 +463,6 @@ def train_diffusion(
         `start`.
     decoder_steps : int
         Updates of the decoder between the two (16 pictures each).
-    empty : float
-        Share of captions that are left empty, with which the denoiser learns to draw untold.
-    precision : {"float32", "bfloat16"}
-        What the denoiser's activations are computed in; its weights are float32.
     seed : int
         Names the scenes and draws first weights, batches and noise; below 10000.
     device : str
@@ -537,10 +510,6 @@ def train_diffusion(
             f"decoder_steps >= 0; got n_scenes={n_scenes}, steps={steps}, autoencoder_steps="
             f"{autoencoder_steps}, decoder_steps={decoder_steps}."
         )
-    if not 0 <= empty <= 1 or precision not in ("float32", "bfloat16"):
-        raise ConfigError(
-            f"empty is a share, precision float32 or bfloat16; got {empty} and {precision!r}."
-        )
     if stop_at is None:
         judge = _judge(judge)
     folder = Path(checkpoint) if checkpoint else None
@@ -569,7 +538,7 @@ def train_diffusion(
         )
     second = {
         **settings, "steps": steps, "batch_size": 32, "learning_rate": rate * 1e-3,
-        "weight_decay": 0.01, "clip": clip_weights, "empty": empty, "precision": precision,
+        "weight_decay": 0.01, "clip": clip_weights,
     }  # fmt: skip
     unet, done = _train_unet(
         vae, text, images, texts, second, device, folder and folder / "unet", save_every, stop_at,
@@ -765,8 +734,8 @@ def model_card(record: dict[str, Any]) -> str:
                 f"{part['learning_rate']:g}."
             )
     told.append(
-        f"{100 * settings['denoiser']['empty']:.0f} % of the captions were left empty. Stored as "
-        "float16. Made by `python -m brainalign.small_models.diffusion`."
+        "A caption in five was left empty. float32; stored as float16. Made by `python -m "
+        "brainalign.small_models.diffusion`."
     )
     training = textwrap.fill(" ".join(told), 99)
     return f"""# small-diffusion
@@ -823,17 +792,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--decoder-steps", type=int, default=0, help="updates of the decoder alone, after these"
     )
-    parser.add_argument("--empty", type=float, default=0.2, help="share of captions left empty")
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of activations"
-    )
     parser.add_argument("--judge", type=Path, help="labels the pictures of the card")
     chosen = parser.parse_args(arguments)
     out, common = common_options(parser, chosen)
     train_diffusion(
         out, **common, clip=chosen.clip, start=chosen.start,
         autoencoder_steps=chosen.autoencoder_steps, decoder_steps=chosen.decoder_steps,
-        empty=chosen.empty, precision=chosen.precision, judge=chosen.judge,
+        judge=chosen.judge,
     )  # fmt: skip
     return 0
 

@@ -355,6 +355,14 @@ def _methods(panels: Sequence[Panel]) -> tuple[str, dict[str, str]]:
             + (f"prompts {config['prompts']!r}" if any(config["prompts"]) else "an empty prompt")
             + ". "
         )
+        jitter = guidance.get("jitter")
+        if jitter:
+            text += (
+                f"The response was the mean over {jitter['copies']} copies of an image, altered "
+                f"anew at each step [@olah2017]: moved by up to {100 * jitter['shift']:.3g} % of "
+                f"the side, zoomed by up to {100 * jitter['zoom']:.3g} %, with noise of standard "
+                f"deviation {jitter['noise']:g}. "
+            )
     for other in worded:
         text += (
             f"Images {other} were sampled from words alone, with no encoder to guide and a text "
@@ -390,6 +398,10 @@ _REFERENCES = {
   author = {Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\\"o}rn},
   title = {High-Resolution Image Synthesis with Latent Diffusion Models},
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition}, year = {2022}}""",  # noqa: E501
+    "olah2017": """@article{olah2017,
+  author = {Olah, Chris and Mordvintsev, Alexander and Schubert, Ludwig},
+  title = {Feature Visualization}, journal = {Distill}, volume = {2}, number = {11}, year = {2017},
+  doi = {10.23915/distill.00007}}""",
     "hong2023": """@inproceedings{hong2023,
   author = {Hong, Susung and Lee, Gyuseong and Jang, Wooseok and Kim, Seungryong},
   title = {Improving Sample Quality of Diffusion Models Using Self-Attention Guidance},

@@ -199,9 +199,9 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
     sets = {"from words": tmp_path / "made", "guided": tmp_path / "made"}
     both = judge(sets, stimuli.folder, labeller=colours, out=tmp_path / "both.nc", **options)
 
-    def sampled(scale):
+    def sampled(scale, **more):
         kept = read_kept(tmp_path / "made")
-        guidance = {"scale": scale, "schedule": "constant", "sag_scale": 0.0}
+        guidance = {"scale": scale, "schedule": "constant", "sag_scale": 0.0, **more}
         config = {
             **json.loads(kept.index.attrs["config"]), "guidance": guidance, "scheduler": "ddim",
             "prompts": [""], "text_scale": 7.5,
@@ -211,7 +211,11 @@ def test_from_encoders_to_the_section(tmp_path, encoder, model, stimuli, colours
     panel = Panel("A", both, {"from words": sampled(0.0), "guided": sampled(9.0)})
     section = dive_section([panel], stimuli, expected={"A": "red"})
     assert [e.label.partition(":")[0] for e in section.summary] == ["A, guided"] * 2
-    assert "guidance scale 9" in section.methods
+    assert "guidance scale 9" in section.methods and "copies" not in section.methods
+    jitter = {"copies": 8, "shift": 0.0625, "zoom": 0.25, "noise": 0.05}
+    panel = Panel("A", both, {"guided": sampled(9.0, jitter=jitter)})
+    told = dive_section([panel], stimuli, expected={"A": "red"}).methods
+    assert "mean over 8 copies" in told and "up to 6.25 %" in told and "[@olah2017]" in told
 
 
 def test_a_cluster_is_judged_on_the_neuroids_that_it_was_made_for(
