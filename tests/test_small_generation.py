@@ -124,7 +124,8 @@ def test_a_decoder_learns_to_draw_what_was_there():
         return float((made - shown).abs().mean()), float((seen[0] - seen[1]).square().sum(1).mean())
 
     pixels, perceived = wrong()
-    diffusion._train_decoder(vae, WEIGHTS, images, settings, "cpu", None, 100)
+    latents = diffusion._latents(vae, images, "cpu")
+    diffusion._train_decoder(vae, WEIGHTS, images, latents, settings, "cpu", None, 100)
     assert all(
         torch.equal(before[k], v) for k, v in vae.state_dict().items()
         if not k.startswith(("decoder.", "post_quant_conv."))

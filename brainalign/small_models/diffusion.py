@@ -282,6 +282,7 @@ def _train_decoder(
     model: Any,
     clip: Path,
     images: np.ndarray,
+    latents: tuple[torch.Tensor, torch.Tensor],
     settings: dict[str, Any],
     device: str,
     folder: Path | None,
@@ -295,7 +296,7 @@ def _train_decoder(
     if not hasattr(tower, "stem"):
         raise ConfigError(f"The decoder is trained with CLIP's residual network; {clip} has none.")
     tower = tower.to(device).eval().requires_grad_(False)
-    mean, deviation = _latents(model, images, device)
+    mean, deviation = latents
     trained = torch.nn.ModuleList([model.decoder, model.post_quant_conv]).requires_grad_(True)
 
     def seen(pictures: torch.Tensor) -> list[torch.Tensor]:
@@ -340,7 +341,7 @@ def _latents(vae: Any, images: np.ndarray, device: str) -> tuple[torch.Tensor, t
 def _train_unet(
     vae: Any,
     text: tuple[Any, Any],
-    images: np.ndarray,
+    latents: tuple[torch.Tensor, torch.Tensor],
     texts: list[list[str]],
     settings: dict[str, Any],
     device: str,
@@ -356,7 +357,7 @@ def _train_unet(
     encoder, tokenizer = text[0].to(device), text[1]
     said = _tokens(tokenizer, [t for group in texts for t in group]).view(len(texts), CAPTIONS, -1)
     empty = _tokens(tokenizer, [""])[0]
-    mean, deviation = _latents(vae, images, device)
+    mean, deviation = latents
     scaling = 1 / float((mean.var() + deviation.square().mean()).sqrt())
     vae.register_to_config(scaling_factor=scaling)
     settings = {**settings, "scaling_factor": round(scaling, 6)}
@@ -378,19 +379,19 @@ def _train_unet(
         with torch.no_grad():
             hidden = encoder(ids.to(device))[0]
         draw = torch.randn((2, len(chosen), *mean.shape[1:]), generator=generator).to(device)
-        latents = (mean[chosen] + deviation[chosen] * draw[0]) * scaling
+        clean = (mean[chosen] + deviation[chosen] * draw[0]) * scaling
         # One time in each of as many equal stretches as there are pictures.
         place = (torch.arange(len(chosen)) + torch.rand(len(chosen), generator=generator)) / len(
             chosen
         )
         times = (place * len(alphas)).long()[torch.randperm(len(chosen), generator=generator)]
         times = times.to(device)
-        noisy = noise_of.add_noise(latents, draw[1], times)
+        noisy = noise_of.add_noise(clean, draw[1], times)
         error = (model(noisy, times, hidden).sample - draw[1]).square().mean((1, 2, 3))
         return (error * (_SNR_LIMIT / snr[times]).clamp(max=1)).mean()
 
     done = fit(
-        model, _optimiser(model, settings), loss_of, len(images), settings, folder,
+        model, _optimiser(model, settings), loss_of, len(texts), settings, folder,
         name="denoiser", save_every=every, stop_at=stop_at,
     )  # fmt: skip
     return model.requires_grad_(False), done
@@ -528,20 +529,29 @@ def train_diffusion(
         "weight_decay": 0.0, "crop": IMAGE_SIZE // 2, "crop_steps": autoencoder_steps * 2 // 3,
     }  # fmt: skip
     vae = _train_autoencoder(images, first, device, folder and folder / "vae", save_every, begun)
+    # The encoder changes no more: decoder and denoiser learn from the same latents.
+    latents = _latents(vae, images, device)
     clip_weights = sha256_file(Path(clip) / "open_clip_model.safetensors")
     middle = {
         **first, "steps": decoder_steps, "batch_size": 16, "crop_steps": 0, "clip": clip_weights,
     }  # fmt: skip
     if decoder_steps:
         _train_decoder(
-            vae, Path(clip), images, middle, device, folder and folder / "decoder", save_every
+            vae,
+            Path(clip),
+            images,
+            latents,
+            middle,
+            device,
+            folder and folder / "decoder",
+            save_every,
         )
     second = {
         **settings, "steps": steps, "batch_size": 32, "learning_rate": rate * 1e-3,
         "weight_decay": 0.01, "clip": clip_weights,
     }  # fmt: skip
     unet, done = _train_unet(
-        vae, text, images, texts, second, device, folder and folder / "unet", save_every, stop_at,
+        vae, text, latents, texts, second, device, folder and folder / "unet", save_every, stop_at,
         begun,
     )  # fmt: skip
     if done < steps:
